@@ -117,9 +117,7 @@ class FrameBoxes:
 class BoxMetric(Protocol):
     """Scores predicted boxes. Constructed as ``target(**params)``."""
 
-    def score(
-        self, predicted: Sequence[FrameBoxes], truth: Sequence[FrameBoxes], clip: NDArray[np.int64]
-    ) -> Scores:
+    def score(self, predicted: Sequence[FrameBoxes], truth: Sequence[FrameBoxes], clip: NDArray[np.int64]) -> Scores:
         """Return scores over clips; ``clip`` [F] says which clip (0 .. n - 1) each frame belongs to."""
         ...
 
@@ -163,12 +161,25 @@ class Split:
 class Data(Protocol):
     """A suite's data. Constructed as ``target(**params)``; pure, so every process sees the same bytes."""
 
+    names: tuple[str, ...]
+    """All splits: ``train``, ``val``, ``test``, and any further ones that experiments score."""
+    dense: tuple[str, ...]
+    """Splits whose tokens experiments read; of the others only whole-clip averages are kept."""
+    scored: tuple[str, ...]
+    """Splits that results are computed on; heads, taps and penalties never see them."""
+    class_names: tuple[str, ...]
+    """Object classes, in order of index."""
+
     def split(self, name: str) -> Split:
-        """Return split ``train``, ``val`` or ``test``."""
+        """Return one split; the same object each time."""
         ...
 
     def digest(self, name: str) -> str:
         """Return the SHA-256 of the split's bytes as rendered here."""
+        ...
+
+    def check_disjoint(self) -> None:
+        """Raise :class:`foresight_bench.errors.DataError` if two splits share a frame."""
         ...
 
 

@@ -3,7 +3,7 @@
 The clip is the sample. Replicate r of every score over n clips is computed on the same resample of the
 clips, so scores of two rows pair replicate by replicate, whatever the statistic: a mean, a ratio, mAP, CKA.
 
-Two plans exist (gate-suite statistics):
+Two plans exist:
 
 - ``bootstrap``: clips drawn with replacement, as multiplicities. For means, ratios and mAP.
 - ``halves``: half of the clips drawn *without* replacement. For statistics of pairs of clips (CKA, recall,
@@ -72,14 +72,21 @@ def bootstrap_counts(n: int) -> NDArray[np.int64]:
     """Return [R, n] how often each of ``n`` clips is drawn in each replicate; the same for every caller."""
     rng = np.random.default_rng([_SEED, n, 1])
     draws = rng.integers(0, n, size=(BOOTSTRAP_REPLICATES, n))
-    return np.stack([np.bincount(row, minlength=n) for row in draws])
+    return _frozen([np.bincount(row, minlength=n) for row in draws])
 
 
 @lru_cache(maxsize=16)
 def halves(n: int) -> NDArray[np.int64]:
     """Return [R, n // 2] sorted indices of each half-sample; the same for every caller."""
     rng = np.random.default_rng([_SEED, n, 2])
-    return np.stack([np.sort(rng.permutation(n)[: n // 2]) for _ in range(HALVES_REPLICATES)])
+    return _frozen([np.sort(rng.permutation(n)[: n // 2]) for _ in range(HALVES_REPLICATES)])
+
+
+def _frozen(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Stack ``rows`` read-only: every caller shares one cached plan, so none may write to it."""
+    plan = np.stack(rows)
+    plan.setflags(write=False)
+    return plan
 
 
 def mean_scores(per_clip: NDArray[np.floating], details: Mapping[str, float] | None = None) -> Scores:

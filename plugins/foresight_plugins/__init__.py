@@ -1,1 +1,53 @@
-"""The built-in plugins."""
+"""The built-in plugins. They come in through the entry point in setup.cfg, like anyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foresight_bench import hookimpl
+from foresight_bench.specs import AdapterSpec, DecoderSpec, EncoderSpec, MetricSpec
+from foresight_plugins.encoders.dinov2_spec import DINOV2
+from foresight_plugins.metric_specs import METRICS
+
+
+@hookimpl
+def foresight_encoders() -> Sequence[EncoderSpec]:
+    """Return the frozen encoders."""
+    return (DINOV2,)
+
+
+@hookimpl
+def foresight_adapters() -> Sequence[AdapterSpec]:
+    """Return the trained maps."""
+    return (
+        AdapterSpec(
+            name="linear",
+            target="foresight_plugins.adapters.linear:LinearAdapter",
+            description="ridge regression from each token to the latent cell it covers, in closed form",
+        ),
+        AdapterSpec(
+            name="mlp",
+            target="foresight_plugins.adapters.mlp:MLPAdapter",
+            description="dimension-expanding perceptron from each token to the latent cell it covers",
+            params={"expansion": 4, "epochs": 12, "batch": 2048, "lr": 2e-3},
+        ),
+    )
+
+
+@hookimpl
+def foresight_decoders() -> Sequence[DecoderSpec]:
+    """Return the video decoders."""
+    return (
+        DecoderSpec(
+            name="patch-pca",
+            target="foresight_plugins.decoders.patch_pca:PatchPCA",
+            description="linear patch codec fitted on the train split: the leading principal components of each patch",
+            params={"patch": 16, "components": 96},
+        ),
+    )
+
+
+@hookimpl
+def foresight_metrics() -> Sequence[MetricSpec]:
+    """Return the metrics."""
+    return METRICS

@@ -1,0 +1,110 @@
+"""C1, latent sufficiency: can the features be decoded back into video?
+
+An adapter maps each tap's feature grid to the decoder's latent grid, trained on `train` by squared error on
+latents normalised per channel. The tap with the least error on `val` is decoded and scored on `test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from foresight_bench.bench import Bench
+from foresight_bench.contracts import Adapter, Measurement, Outcome
+from foresight_bench.features import next_clip
+from foresight_bench.grids import Grid
+from foresight_bench.specs import ExperimentSpec
+
+READOUT = "tokens"
+
+
+class LatentSufficiency:
+    """Decodes the features of the best tap."""
+
+    def __init__(self, spec: ExperimentSpec) -> None:
+        self.metrics = tuple(criterion.metric for criterion in spec.criteria)
+
+    def run(self, bench: Bench, progress: Callable[[str], None]) -> Outcome:
+        """Return the metrics of the reconstruction from the tap that `val` chose."""
+        if bench.features.control == "oracle":
+            # The ceiling is the decoder's own round trip: no adapter can hand it better latents than its own.
+            tap = bench.features.taps[0]
+            latents = bench.latents("test")
+            return Outcome(
+                tap,
+                READOUT,
+                self._measure(bench, tap, latents),
+                self._measure(bench, tap, [next_clip(grid) for grid in latents]),
+            )
+        normal = Normal.of(bench.latents("train"))
+        pairs = {split: [normal.forward(grid) for grid in bench.latents(split)] for split in ("train", "val")}
+        best: tuple[float, str, Adapter] | None = None
+        errors: dict[str, float | str] = {}
+        for tap in bench.features.taps:
+            progress(f"adapter at {tap}")
+            adapter = bench.adapter()
+            adapter.fit(
+                list(zip(bench.tokens(tap, "train"), pairs["train"], strict=True)),
+                list(zip(bench.tokens(tap, "val"), pairs["val"], strict=True)),
+            )
+            error = mean_squared_error(adapter, bench.tokens(tap, "val"), pairs["val"])
+            errors[f"val_mse.{tap}"] = error
+            if best is None or error < best[0]:
+                best = error, tap, adapter
+        assert best is not None
+        _, tap, adapter = best
+        progress(f"decoding {tap}")
+        grids = bench.tokens(tap, "test")
+        decoded = [normal.backward(adapter.predict(grid)) for grid in grids]
+        wrong = [normal.backward(adapter.predict(next_clip(grid))) for grid in grids]
+        return Outcome(
+            tap,
+            READOUT,
+            self._measure(bench, tap, decoded),
+            self._measure(bench, tap, wrong),
+            adapter.trainable_parameters,
+            errors,
+        )
+
+    def _measure(self, bench: Bench, tap: str, latents: Sequence[Grid]) -> tuple[Measurement, ...]:
+        frames = torch.cat([_flat(bench.decoder.decode(grid)) for grid in latents])
+        return tuple(
+            Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in self.metrics
+        )
+
+
+class Normal:
+    """Per-channel normalisation of latents, measured on `train`."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.mean, self.std = mean, std
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid]) -> Normal:
+        """Measure ``grids``."""
+        rows = torch.cat([grid.values.flatten(0, 3) for grid in grids])
+        std = rows.std(0)
+        return cls(rows.mean(0), torch.where(std > 0, std, 1.0))
+
+    def forward(self, grid: Grid) -> Grid:
+        """Return normalised latents."""
+        return Grid((grid.values - self.mean) / self.std)
+
+    def backward(self, grid: Grid) -> Grid:
+        """Return latents as the decoder made them."""
+        return Grid(grid.values * self.std + self.mean)
+
+
+def mean_squared_error(adapter: Adapter, features: Sequence[Grid], latents: Sequence[Grid]) -> float:
+    """Return the mean squared error over all values of all blocks."""
+    total, count = 0.0, 0
+    for grid, wanted in zip(features, latents, strict=True):
+        total += float((adapter.predict(grid).values - wanted.values).square().sum(dtype=torch.float64))
+        count += wanted.values.numel()
+    return total / count
+
+
+def _flat(frames: Tensor) -> Tensor:
+    return frames.flatten(0, 1)

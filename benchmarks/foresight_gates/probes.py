@@ -1,0 +1,253 @@
+"""The heads of Q2: one linear map per token, in closed form, the same for every encoder, tap and control.
+
+Linear and position-wise, so that a head can neither rebuild location nor hide how much of it is missing; in
+closed form, so that there is nothing to tune but the penalty, which `val` chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from foresight_bench.contracts import FrameBoxes
+from foresight_bench.grids import Grid
+from foresight_bench.ridge import Moments, Ridge, fit
+from foresight_gates.targets import CellTargets, cell_centres
+
+ROWS = 64
+"""Clips whose tokens are standardised and multiplied at a time; bounds the memory of a pass."""
+NMS_IOU = 0.5
+MIN_SCORE = 0.05
+"""Objectness below which a cell proposes no box: a fit of 0/1 targets answers about their mean where it knows
+nothing, and fewer than 5 % of all cells are central to an object."""
+MAX_BOXES = 20
+"""Boxes kept in a frame, five times the most objects a scene holds."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Per-channel mean and standard deviation of the train tokens."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid]) -> Standard:
+        """Measure ``grids``; a channel without variance gets a standard deviation of 1."""
+        rows = torch.cat([grid.values.flatten(0, 3) for grid in grids])
+        mean = rows.mean(0, dtype=torch.float64).to(rows)
+        std = rows.std(0)
+        return cls(mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, 1.0))
+
+    def rows(self, grid: Grid) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (frames, tokens [., C]) of ``ROWS`` clips at a time, standardised."""
+        n, t, _, _, _ = grid.shape
+        for start in range(0, n, ROWS):
+            stop = min(start + ROWS, n)
+            part = (grid.values[start:stop] - self.mean) / self.std
+            yield slice(start * t, stop * t), part.flatten(0, 3)
+
+
+def fit_map(
+    standard: Standard,
+    train: Sequence[tuple[Grid, Tensor, Tensor | None]],
+    val: Sequence[tuple[Grid, Tensor, Tensor | None]],
+) -> Ridge:
+    """Fit one linear map from tokens to targets.
+
+    Args:
+        standard: standardises the tokens.
+        train: per block the grid, its targets [F, H', W', E], and which cells count [F, H', W'] (None: all).
+        val: the same; chooses the penalty.
+    """
+
+    def moments(blocks: Sequence[tuple[Grid, Tensor, Tensor | None]]) -> Moments:
+        total = Moments()
+        for grid, targets, mask in blocks:
+            for frames, rows in standard.rows(grid):
+                wanted = targets[frames].flatten(0, 2)
+                if mask is None:
+                    total.accumulate(rows, wanted)
+                else:
+                    chosen = mask[frames].flatten()
+                    total.accumulate(rows[chosen], wanted[chosen])
+        return total
+
+    return fit(moments(train), moments(val))
+
+
+def apply_map(standard: Standard, head: Ridge, grid: Grid) -> Tensor:
+    """Return the map's output [F, H', W', E]."""
+    _, _, h, w, _ = grid.shape
+    rows = torch.cat([head.predict(part) for _, part in standard.rows(grid)])
+    return rows.reshape(-1, h, w, rows.shape[1])
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The boxes of one frame after NMS, best first."""
+
+    boxes: NDArray[np.float32]
+    """[M, 4] x0, y0, x1, y1 in pixels."""
+    classes: NDArray[np.int64]
+    """[M]"""
+    presence: NDArray[np.float32]
+    """[M] predicted centrality in [0, 1]: is there an object?"""
+    share: NDArray[np.float32]
+    """[M] predicted share of the class in [0, 1]: is it this one?"""
+
+    def ranked(self) -> FrameBoxes:
+        """Return every box, scored by presence times share, as average precision ranks them."""
+        return FrameBoxes(self.boxes, self.classes, self.presence * self.share)
+
+    def confident(self, threshold: float) -> FrameBoxes:
+        """Return the boxes whose presence is at least ``threshold``."""
+        keep = self.presence >= threshold
+        return FrameBoxes(self.boxes[keep], self.classes[keep], self.presence[keep])
+
+
+@dataclass(frozen=True)
+class DetectionProbe:
+    """Maps a token to centrality, coverage, class and box distances."""
+
+    standard: Standard
+    presence: Ridge
+    """To (central to an object, covered by an object), fitted on every cell."""
+    classes: Ridge
+    """To one-hot classes, fitted on central cells."""
+    distances: Ridge
+    """To left, top, right, bottom as shares of the frame, fitted on central cells."""
+
+    @classmethod
+    def fitted(
+        cls,
+        standard: Standard,
+        train: Sequence[tuple[Grid, CellTargets]],
+        val: Sequence[tuple[Grid, CellTargets]],
+        classes: int,
+    ) -> DetectionProbe:
+        """Fit on ``train``, with the penalties that ``val`` chooses."""
+
+        def presence(t: CellTargets) -> Tensor:
+            return torch.stack([t.central, t.owner >= 0], -1).float()
+
+        def one_hot(t: CellTargets) -> Tensor:
+            return F.one_hot(t.classes.clamp_min(0), classes).float()
+
+        return cls(
+            standard,
+            fit_map(standard, [(g, presence(t), None) for g, t in train], [(g, presence(t), None) for g, t in val]),
+            fit_map(
+                standard,
+                [(g, one_hot(t), t.central) for g, t in train],
+                [(g, one_hot(t), t.central) for g, t in val],
+            ),
+            fit_map(
+                standard,
+                [(g, t.distances, t.central) for g, t in train],
+                [(g, t.distances, t.central) for g, t in val],
+            ),
+        )
+
+    def proposals(self, grid: Grid, height: int, width: int) -> list[Proposals]:
+        """Return the proposals of each frame of ``height`` x ``width`` pixels."""
+        _, _, h, w, _ = grid.shape
+        device = grid.values.device
+        central = apply_map(self.standard, self.presence, grid)[..., 0].clamp(0, 1)
+        share, label = apply_map(self.standard, self.classes, grid).clamp(0, 1).max(-1)
+        reach = apply_map(self.standard, self.distances, grid)
+        x, y = cell_centres(h, w, device)
+        x, y = x.expand(h, w), y.unsqueeze(1).expand(h, w)
+        sides = [x - reach[..., 0], y - reach[..., 1], x + reach[..., 2], y + reach[..., 3]]
+        boxes = torch.stack(sides, -1).clamp(0, 1) * torch.tensor([width, height, width, height], device=device)
+        sound = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+        cells = (central > MIN_SCORE) & sound
+        frame = torch.nonzero(cells)[:, 0]
+        keep = batched_nms(boxes[cells], central[cells], frame, NMS_IOU)
+        kept = [part[cells][keep].cpu().numpy() for part in (boxes, label, central, share)]
+        frame_of = frame[keep].cpu().numpy()
+        result = []
+        for index in range(len(central)):
+            mine = np.flatnonzero(frame_of == index)[:MAX_BOXES]
+            result.append(Proposals(*(part[mine] for part in kept)))
+        return result
+
+    def extents(self, grid: Grid) -> Tensor:
+        """Return how much of each cell an object covers, as predicted: [F, H', W']."""
+        return apply_map(self.standard, self.presence, grid)[..., 1]
+
+
+def extent_boxes(cover: Tensor, threshold: float, height: int, width: int) -> list[FrameBoxes]:
+    """Return the extents of the connected regions where ``cover`` [F, H', W'] is at least ``threshold``."""
+    maps: NDArray[np.bool_] = (cover >= threshold).cpu().numpy()
+    _, h, w = maps.shape
+    result = []
+    for shown in maps:
+        regions, _ = ndimage.label(shown)
+        boxes = [
+            (
+                columns.start * width / w,
+                rows.start * height / h,
+                columns.stop * width / w,
+                rows.stop * height / h,
+            )
+            for rows, columns in ndimage.find_objects(regions)
+        ][:MAX_BOXES]
+        count = len(boxes)
+        result.append(
+            FrameBoxes(
+                np.array(boxes, dtype=np.float32).reshape(count, 4),
+                np.zeros(count, dtype=np.int64),
+                np.ones(count, dtype=np.float32),
+            )
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class PatchDecoder:
+    """Maps a token to the pixels of its cell."""
+
+    standard: Standard
+    head: Ridge
+    side: int
+    """Pixels a cell is decoded to, along each axis."""
+
+    @classmethod
+    def fitted(
+        cls, standard: Standard, train: Sequence[tuple[Grid, Tensor]], val: Sequence[tuple[Grid, Tensor]]
+    ) -> PatchDecoder:
+        """Fit on (grid, frames [F, 3, H, W]) blocks."""
+        _, _, h, _, _ = train[0][0].shape
+        side = max(1, round(train[0][1].shape[2] / h))
+        blocks = [[(grid, _cells(frames, grid, side), None) for grid, frames in part] for part in (train, val)]
+        return cls(standard, fit_map(standard, blocks[0], blocks[1]), side)
+
+    def frames(self, grid: Grid, height: int, width: int) -> Tensor:
+        """Return the reconstruction [F, 3, H, W] in [0, 1]."""
+        cells = apply_map(self.standard, self.head, grid)
+        f, h, w, _ = cells.shape
+        columns = cells.reshape(f, h * w, -1).transpose(1, 2)
+        images = F.fold(columns, (h * self.side, w * self.side), self.side, stride=self.side)
+        return _resized(images, height, width).clamp(0, 1)
+
+
+def _cells(frames: Tensor, grid: Grid, side: int) -> Tensor:
+    """Cut frames [F, 3, H, W] into the pixels of each cell: [F, H', W', 3 * side^2]."""
+    _, _, h, w, _ = grid.shape
+    columns = F.unfold(_resized(frames, h * side, w * side), side, stride=side)
+    return columns.transpose(1, 2).reshape(len(frames), h, w, -1)
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    if images.shape[2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)

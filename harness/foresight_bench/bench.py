@@ -1,0 +1,202 @@
+"""What an experiment works with: data, truth, features, decoder, adapter and metrics of one row.
+
+The :class:`Workbench` is shared by all rows of a worker, so that truth, latents and the metrics' reference
+features are computed once; a :class:`Bench` adds one row's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foresight_bench.contracts import (
+    Adapter,
+    BoxMetric,
+    Data,
+    Decoder,
+    FrameBoxes,
+    FrameMetric,
+    FrameTruth,
+    ResolvedWeights,
+    SpaceMetric,
+    Spaces,
+    Split,
+)
+from foresight_bench.errors import NonFinite
+from foresight_bench.features import FeatureSet
+from foresight_bench.grids import Grid
+from foresight_bench.registry import Registry, target
+from foresight_bench.scores import Scores, mean_scores
+
+
+class Workbench:
+    """The parts that rows share."""
+
+    def __init__(self, registry: Registry, data: Data, device: str, weights: Mapping[str, ResolvedWeights]) -> None:
+        self.registry = registry
+        self.data = data
+        self.device = torch.device(device)
+        self.weights = weights
+        self._decoders: dict[str, Decoder] = {}
+        self._latents: dict[tuple[str, str], tuple[Grid, ...]] = {}
+        self._metrics: dict[str, Any] = {}
+        self._truths: dict[str, FrameTruth] = {}
+        self._prepared: dict[tuple[str, str], Any] = {}
+
+    def split(self, name: str) -> Split:
+        """Return a split."""
+        return self.data.split(name)
+
+    def decoder(self, name: str) -> Decoder:
+        """Return a decoder, fitted on ``train`` if it needs fitting."""
+        if name not in self._decoders:
+            spec = self.registry.decoders[name].spec
+            weights = self.weights[spec.weights.name] if spec.weights else None
+            decoder = target(spec.target)(weights=weights, device=self.device, **spec.params)
+            decoder.fit(self.split("train").blocks)
+            self._decoders[name] = decoder
+        return self._decoders[name]
+
+    def latents(self, decoder: str, split: str) -> tuple[Grid, ...]:
+        """Return the decoder's latents of a split, one grid per block."""
+        key = decoder, split
+        if key not in self._latents:
+            grids = tuple(self.decoder(decoder).encode(block) for block in self.split(split).blocks)
+            for grid in grids:
+                grid.check_finite(f"The latent grid of {decoder}")
+            self._latents[key] = grids
+        return self._latents[key]
+
+    def metric(self, name: str) -> Any:
+        """Return a metric."""
+        if name not in self._metrics:
+            spec = self.registry.metrics[name].spec
+            extra: dict[str, Any] = {"device": self.device} if spec.kind == "frames" else {}
+            if spec.kind == "frames":
+                extra["weights"] = self.weights[spec.weights.name] if spec.weights else None
+            self._metrics[name] = target(spec.target)(**extra, **spec.params)
+        return self._metrics[name]
+
+    def frame_truth(self, split: str) -> FrameTruth:
+        """Return frames, clean plates and labels of a split, flattened over clips and time."""
+        if split not in self._truths:
+            frames, plates, labels = [], [], []
+            for block in self.split(split).blocks:
+                assert block.truth is not None
+                frames.append(self.images(block.frames))
+                plates.append(self.images(block.truth.plates))
+                labels.append(torch.from_numpy(block.truth.labels).flatten(0, 1).to(self.device))
+            self._truths[split] = FrameTruth(torch.cat(frames), torch.cat(plates), torch.cat(labels))
+        return self._truths[split]
+
+    def images(self, frames: NDArray[np.uint8]) -> Tensor:
+        """Return uint8 [N, T, H, W, 3] as float32 [N * T, 3, H, W] in [0, 1] on the device."""
+        flat = torch.from_numpy(frames).to(self.device).flatten(0, 1)
+        return flat.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+    def prepared(self, metric: str, split: str) -> Any:
+        """Return what a frame metric computes from the truth of a split."""
+        key = metric, split
+        if key not in self._prepared:
+            self._prepared[key] = self.metric(metric).prepare(self.frame_truth(split))
+        return self._prepared[key]
+
+    def clip_index(self, split: str) -> NDArray[np.int64]:
+        """Return [F], the clip each frame of the split belongs to."""
+        index, start = [], 0
+        for block in self.split(split).blocks:
+            n, t, _, _ = block.shape
+            index.append(np.repeat(np.arange(start, start + n), t))
+            start += n
+        return np.concatenate(index).astype(np.int64)
+
+    def boxes(self, split: str) -> list[FrameBoxes]:
+        """Return the true boxes of every frame of a split."""
+        result = []
+        for block in self.split(split).blocks:
+            truth = block.truth
+            assert truth is not None
+            n, t, _, _ = block.shape
+            for i in range(n):
+                for j in range(t):
+                    boxes = truth.boxes[i, j]
+                    seen = (boxes[:, 2] > boxes[:, 0]) & (truth.classes[i] >= 0)
+                    result.append(
+                        FrameBoxes(
+                            boxes[seen].astype(np.float32),
+                            truth.classes[i][seen].astype(np.int64),
+                            np.ones(int(seen.sum()), dtype=np.float32),
+                        )
+                    )
+        return result
+
+
+@dataclass
+class Bench:
+    """One row on the workbench."""
+
+    shared: Workbench
+    features: FeatureSet
+    seed: int
+    adapter_name: str = ""
+    decoder_name: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """The device everything runs on."""
+        return self.shared.device
+
+    @property
+    def data(self) -> Data:
+        """The suite's data."""
+        return self.shared.data
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The cell's decoder."""
+        return self.shared.decoder(self.decoder_name)
+
+    def tokens(self, tap: str, split: str) -> tuple[Grid, ...]:
+        """Return the feature grids of a dense split, one per block."""
+        return self.features.tokens[tap, split]
+
+    def latents(self, split: str) -> tuple[Grid, ...]:
+        """Return the decoder's latent grids of a split, one per block."""
+        return self.shared.latents(self.decoder_name, split)
+
+    def adapter(self) -> Adapter:
+        """Return a fresh adapter."""
+        spec = self.shared.registry.adapters[self.adapter_name].spec
+        adapter: Adapter = target(spec.target)(seed=self.seed, device=self.device, **spec.params)
+        return adapter
+
+    def score_frames(self, metric: str, split: str, reconstruction: Tensor) -> Scores:
+        """Score reconstructed frames [F, 3, H, W] of a split; the per-clip score is the mean over frames.
+
+        Raises:
+            NonFinite: the reconstruction holds NaN or infinity.
+        """
+        if not bool(torch.isfinite(reconstruction).all()):
+            raise NonFinite(f"The reconstruction scored by {metric} holds NaN or infinite values.")
+        scorer: FrameMetric = self.shared.metric(metric)
+        per_frame = scorer.score(reconstruction, self.shared.prepared(metric, split))
+        clip = self.shared.clip_index(split)
+        values = per_frame.cpu().double().numpy()
+        return mean_scores(np.bincount(clip, values) / np.bincount(clip))
+
+    def score_boxes(self, metric: str, split: str, predicted: Sequence[FrameBoxes]) -> Scores:
+        """Score predicted boxes, one entry per frame of the split."""
+        scorer: BoxMetric = self.shared.metric(metric)
+        return scorer.score(predicted, self.shared.boxes(split), self.shared.clip_index(split))
+
+    def score_spaces(self, metric: str, spaces: Spaces) -> Scores:
+        """Score a pair of spaces."""
+        scorer: SpaceMetric = self.shared.metric(metric)
+        return scorer.score(spaces)

@@ -1,0 +1,222 @@
+"""The worker's side of a run: features, experiments, judgement, one cell file each.
+
+A failure ends the cells it concerns with a typed status and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import torch
+
+from foresight_bench import features as feature_pass
+from foresight_bench.bench import Bench, Workbench
+from foresight_bench.cells import Cell, CellIdentity, Cost, Provenance, Status
+from foresight_bench.contracts import Data, Encoder, Outcome
+from foresight_bench.errors import ContractError, DataError, ForesightError, NonFinite
+from foresight_bench.features import FeatureSet
+from foresight_bench.judging import metric_results
+from foresight_bench.names import Stream
+from foresight_bench.plan import Plan, PlannedCell, Row
+from foresight_bench.registry import Registry, target
+from foresight_bench.scores import Scores
+from foresight_bench.store import Store, keyed, pack
+from foresight_bench.verdicts import Verdict, decide
+
+Emit = Callable[[str, int], None]
+"""``emit(text, units)``: what is going on, and how many units of work just ended."""
+CELL_UNITS = 64
+"""Progress units of one cell, in frames through an encoder: about what an experiment costs on the CPU."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How something ended that did not end well."""
+
+    status: Status
+    reason: str
+
+
+def classify(error: BaseException) -> Failure:
+    """Return the typed status and the one sentence for an exception."""
+    if isinstance(error, NonFinite):
+        return Failure("invalid", error.message)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Failure("oom", "Out of memory.")
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", "Interrupted.")
+    if isinstance(error, ForesightError):
+        return Failure("error", error.message)
+    return Failure("error", f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+class Engine:
+    """Runs the missing cells of a plan in this process."""
+
+    def __init__(self, registry: Registry, plan: Plan, store: Store, provenance: Provenance, emit: Emit) -> None:
+        self.registry, self.plan, self.store, self.emit = registry, plan, store, emit
+        self.provenance = provenance
+        self.suite = registry.suites[plan.suite].spec
+        self.experiments = {spec.name: spec for spec in self.suite.experiments}
+        data: Data = target(self.suite.target)(**self.suite.params)
+        self.shared = Workbench(registry, data, plan.device, plan.weights)
+        self._backbones: dict[tuple[Stream, tuple[str, ...], int], FeatureSet] = {}
+
+    def run(self, missing: frozenset[str]) -> None:
+        """Run every cell whose id is in ``missing``; one file each, written the moment the cell ends.
+
+        Raises:
+            DataError: the data is not the suite's, or a split shares a frame with another.
+        """
+        self._check_data()
+        for row in self.plan.rows:
+            cells = [cell for cell in row.cells if cell.id in missing]
+            if cells:
+                self._run_row(row, cells)
+                gc.collect()
+
+    def _check_data(self) -> None:
+        for name in self.shared.data.names:
+            self.emit(f"rendering {name}", 0)
+            found = self.shared.data.digest(name)
+            if found != self.suite.digests[name]:
+                raise DataError(
+                    f"Split '{name}' of suite {self.suite.name} is not the one its digest names ({found[:12]}).",
+                    "Run `foresight-bench scenes verify`; a changed generator needs a new suite version.",
+                )
+        self.shared.data.check_disjoint()
+
+    def _run_row(self, row: Row, cells: Sequence[PlannedCell]) -> None:
+        try:
+            features = self._features(row, cells[0].identity)
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            failure = classify(error)
+            for cell in cells:
+                self._write_failed(cell, failure)
+            return
+        for cell in cells:
+            started = time.monotonic()
+            try:
+                self._run_cell(cell, features, started)
+            except Exception as error:
+                if isinstance(error, ForesightError) and not isinstance(error, ContractError):
+                    raise  # the disk is full, the data is gone: every further cell would fail alike
+                traceback.print_exc(file=sys.stderr)
+                self._write_failed(cell, classify(error))
+
+    def _features(self, row: Row, identity: CellIdentity) -> FeatureSet:
+        parts = [self._stream_features(stream, identity.seed) for stream in row.streams]
+        if len(parts) == 1:
+            return parts[0]
+        return feature_pass.hybrid(parts, [stream.name for stream in row.streams])
+
+    def _stream_features(self, stream: Stream, seed: int) -> FeatureSet:
+        taps = self.registry.taps(stream)
+        key = stream.backbone, taps, seed if stream.random else 0
+        if key not in self._backbones:
+            self._backbones.clear()  # one encoder's features at a time: they are the largest thing in memory
+            spec = self.registry.encoders[stream.name].spec
+            variant = self.registry.variant(stream)
+            weights = None
+            if variant.weights is not None and not stream.random:
+                weights = self.plan.weights[variant.weights.name]
+            self.emit(f"{stream}: loading", 0)
+            encoder: Encoder = target(spec.target)(
+                weights=weights, device=self.shared.device, seed=seed, **variant.params
+            )
+            self._backbones[key] = feature_pass.extract(
+                encoder,
+                taps,
+                self.shared.data,
+                control=spec.control,
+                progress=lambda frames: self.emit(f"{stream}: features", frames),
+            )
+        features = self._backbones[key]
+        if "pooled" in stream.transforms:
+            features = feature_pass.pooled(features)
+        if "shuffled" in stream.transforms:
+            features = feature_pass.shuffled(features, self.shared.data.scored)
+        return features
+
+    def _run_cell(self, cell: PlannedCell, features: FeatureSet, started: float) -> None:
+        identity = cell.identity
+        spec = self.experiments[identity.experiment]
+        bench = Bench(self.shared, features, identity.seed, identity.adapter or "", identity.decoder or "")
+        self.emit(f"{identity.encoder}: {spec.name}", 0)
+        outcome: Outcome = target(spec.target)(spec).run(
+            bench, lambda text: self.emit(f"{identity.encoder}: {spec.name} {text}", 0)
+        )
+        results = metric_results(
+            spec, outcome, self.registry, None if not cell.controls else self._control_scores(cell)
+        )
+        judged = [Verdict(result.verdict) for result in results if result.verdict is not None]
+        scores = pack({**keyed(outcome.measurements, "score"), **keyed(outcome.shuffled, "shuffled")})
+        self._write(
+            Cell(
+                id=cell.id,
+                identity=identity,
+                status="ok",
+                decision=decide(judged) if judged else None,
+                tap=outcome.tap,
+                readout=outcome.readout,
+                metrics=results,
+                details=dict(outcome.details),
+                scores_sha256=sha256(scores).hexdigest(),
+                cost=Cost(
+                    wall_seconds=time.monotonic() - started,
+                    feature_seconds=features.seconds,
+                    frames_per_second=features.frames / features.seconds if features.seconds else 0.0,
+                    batch_frames=feature_pass.BATCH_FRAMES,
+                    peak_memory_bytes=self._peak_memory(),
+                    trainable_parameters=outcome.trainable_parameters,
+                ),
+                provenance=self._provenance(),
+            ),
+            scores,
+        )
+
+    def _control_scores(self, cell: PlannedCell) -> dict[str, dict[str, Scores]]:
+        """Return the gating scores of the control rows that stand beside ``cell``."""
+        found = self.store.finished(cell.identity.cohort, self.provenance.machine)
+        controls = {}
+        for name, cell_id in cell.controls.items():
+            control = found.get(cell_id)
+            if control is not None and control.status == "ok":
+                controls[name] = {
+                    key.metric: scores
+                    for key, scores in self.store.scores(control).items()
+                    if (key.row, key.tap, key.readout) == ("score", control.tap, control.readout)
+                }
+        return controls
+
+    def _write_failed(self, cell: PlannedCell, failure: Failure) -> None:
+        self._write(
+            Cell(
+                id=cell.id,
+                identity=cell.identity,
+                status=failure.status,
+                reason=failure.reason,
+                provenance=self._provenance(),
+            )
+        )
+
+    def _write(self, cell: Cell, scores: bytes = b"") -> None:
+        self.store.write(cell, scores)
+        self.emit(f"{cell.identity.encoder}: {cell.identity.experiment} {cell.status}", CELL_UNITS)
+
+    def _provenance(self) -> Provenance:
+        return self.provenance.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")})
+
+    def _peak_memory(self) -> int:
+        if self.shared.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.shared.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,159 @@
+"""What the loaded plugins provide, by kind and name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from foresight_bench import names
+from foresight_bench.errors import PluginError, unknown
+from foresight_bench.plugins import Plugin, load
+from foresight_bench.specs import (
+    AdapterSpec,
+    DecoderSpec,
+    EncoderSpec,
+    MetricSpec,
+    SuiteSpec,
+    Variant,
+)
+
+S = TypeVar("S", EncoderSpec, AdapterSpec, DecoderSpec, MetricSpec, SuiteSpec)
+
+
+@dataclass(frozen=True)
+class Entry(Generic[S]):
+    """A spec and the plugin it came from."""
+
+    spec: S
+    plugin: Plugin
+
+
+class Shelf(Generic[S]):
+    """The specs of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, list[Entry[S]]] = {}
+
+    def add(self, entry: Entry[S]) -> None:
+        """Put an entry on the shelf."""
+        self._entries.setdefault(entry.spec.name, []).append(entry)
+
+    def __iter__(self) -> Any:
+        return (entries[0] for _, entries in sorted(self._entries.items()))
+
+    def names(self) -> list[str]:
+        """Return all names, sorted."""
+        return sorted(self._entries)
+
+    def __getitem__(self, name: str) -> Entry[S]:
+        """Return the entry called ``name``.
+
+        Raises:
+            PluginError: no plugin provides it, or more than one does.
+        """
+        entries = self._entries.get(name)
+        if not entries:
+            raise unknown(self.kind, name, self._entries)
+        if len(entries) > 1:
+            providers = ", ".join(entry.plugin.name for entry in entries)
+            raise PluginError(
+                f"The {self.kind} '{name}' is provided by more than one plugin: {providers}.",
+                "Load one of them only, by naming the plugins to load in FORESIGHT_BENCH_PLUGINS.",
+            )
+        return entries[0]
+
+
+class Registry:
+    """Everything that the loaded plugins provide."""
+
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
+        self.plugins = tuple(plugins)
+        self.encoders: Shelf[EncoderSpec] = Shelf("encoder")
+        self.adapters: Shelf[AdapterSpec] = Shelf("adapter")
+        self.decoders: Shelf[DecoderSpec] = Shelf("decoder")
+        self.metrics: Shelf[MetricSpec] = Shelf("metric")
+        self.suites: Shelf[SuiteSpec] = Shelf("suite")
+        shelves: dict[str, Shelf[Any]] = {
+            "foresight_encoders": self.encoders,
+            "foresight_adapters": self.adapters,
+            "foresight_decoders": self.decoders,
+            "foresight_metrics": self.metrics,
+            "foresight_suites": self.suites,
+        }
+        for plugin in self.plugins:
+            for hook, contributed in plugin.contributions:
+                for spec in contributed:
+                    shelves[hook].add(Entry(spec, plugin))
+
+    @classmethod
+    def installed(cls) -> Registry:
+        """Return the registry of the installed plugins."""
+        return cls(load())
+
+    def variant(self, stream: names.Stream) -> Variant:
+        """Return the variant that ``stream`` names, the first one if it names none."""
+        variants = self.encoders[stream.name].spec.variants
+        if not stream.variant:
+            return variants[0]
+        for variant in variants:
+            if variant.name == stream.variant:
+                return variant
+        raise unknown(f"variant of {stream.name}", stream.variant, [v.name for v in variants])
+
+    def resolve(self, text: str) -> tuple[names.Stream, ...]:
+        """Parse an encoder name, check every part of it, and fill in the variants."""
+        resolved = []
+        for stream in names.parse(text):
+            variant = self.variant(stream)
+            names.select_taps(stream.taps, variant.taps, variant.default_taps)
+            if stream.random and variant.weights is None:
+                raise PluginError(f"'{stream}' asks for random weights, but {stream.name} has no weights.")
+            resolved.append(names.Stream(stream.name, variant.name, stream.taps, stream.transforms))
+        return tuple(resolved)
+
+    def taps(self, stream: names.Stream) -> tuple[str, ...]:
+        """Return the taps that ``stream`` selects, in order of depth."""
+        variant = self.variant(stream)
+        return names.select_taps(stream.taps, variant.taps, variant.default_taps)
+
+    def label(self, streams: Sequence[names.Stream]) -> str:
+        """Return the shortest name that resolves to ``streams``: a sole variant goes without saying."""
+        parts = []
+        for stream in streams:
+            sole = len(self.encoders[stream.name].spec.variants) == 1
+            parts.append(str(names.Stream(stream.name, "" if sole else stream.variant, stream.taps, stream.transforms)))
+        return "+".join(parts)
+
+
+def target(path: str) -> Any:
+    """Import what ``package.module:Name`` names."""
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"Cannot import {path}: {error}.", "Is the plugin's extra installed?") from error
+
+
+@lru_cache(maxsize=64)
+def code_digest(package: str) -> str:
+    """Return a SHA-256 over the Python sources of an import package.
+
+    The content, not the version, so that an editable or locally changed install is told apart.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        raise PluginError(f"Cannot find the package {package}.")
+    origin = Path(spec.origin)
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    digest = sha256()
+    for file in files:
+        digest.update(file.relative_to(origin.parent).as_posix().encode())
+        digest.update(b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

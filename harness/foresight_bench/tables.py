@@ -1,0 +1,191 @@
+"""Text for people: the table of an experiment, the retention curve over taps, the gate's status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tabulate import tabulate
+
+from foresight_bench.cells import Cell, Estimate, MetricResult
+from foresight_bench.specs import ExperimentSpec, GateSpec, SuiteSpec
+from foresight_bench.verdicts import Decision, GateStatus, gate_status
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def number(value: float | None) -> str:
+    """Return three significant decimals without a leading zero sign of false precision: ``.943``, ``18.5``."""
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def with_interval(estimate: Estimate | None) -> str:
+    """Return ``.943 [.940, .946]``."""
+    if estimate is None or estimate.value is None:
+        return "-"
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def interval(estimate: Estimate) -> str:
+    """Return ``[.940, .946]``."""
+    return f"[{number(estimate.low)}, {number(estimate.high)}]" if estimate.value is not None else "-"
+
+
+def threshold(result: MetricResult) -> str:
+    """Return ``> .75`` or ``< .35``."""
+    if result.threshold is None:
+        return ""
+    return f"{'>' if result.direction == 'higher' else '<'} {number(result.threshold)}"
+
+
+def gating(cell: Cell) -> list[MetricResult]:
+    """Return the metrics that the cell's verdict rests on."""
+    return [result for result in cell.metrics if result.gates]
+
+
+def experiment_table(cell: Cell, spec: ExperimentSpec, style: str = "simple") -> str:
+    """Return the cell as a table: gated metrics first, then what else was read at the same tap and readout."""
+    rows = []
+    for result in gating(cell):
+        floor = result.floors.get(result.best_floor)
+        verdict = result.verdict or ""
+        if result.clips_needed is not None:
+            verdict += f" (about {result.clips_needed} clips would decide)"
+        rows.append(
+            [
+                result.metric,
+                number(result.estimate.value),
+                interval(result.estimate),
+                threshold(result),
+                f"{number(floor.value)} {result.best_floor}" if floor else "-",
+                f"{number(result.ceiling.value)} {result.ceiling_name}" if result.ceiling else "-",
+                number(result.skill),
+                verdict,
+            ]
+        )
+    for result in cell.metrics:
+        if not result.gates and (result.tap, result.readout) == (cell.tap, cell.readout):
+            rows.append(
+                [
+                    result.metric,
+                    number(result.estimate.value),
+                    interval(result.estimate),
+                    "",
+                    "",
+                    "",
+                    "",
+                    "reported",
+                ]
+            )
+    headers = ["metric", "value", "95% interval", "threshold", "best floor", "ceiling", "skill", "verdict"]
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
+
+
+def heading(cell: Cell, spec: ExperimentSpec) -> str:
+    """Return the line above the table: experiment, decision, what was decoded with what, tap, clips."""
+    identity = cell.identity
+    through = ", ".join(part for part in (identity.adapter, identity.decoder) if part)
+    n = max((result.estimate.n for result in gating(cell)), default=0)
+    where = f"tap {cell.tap}" + (f", {through}" if through else "") + f", {n} clips"
+    decision = cell.decision or ("control" if cell.status == "ok" else cell.status.upper())
+    return f"{spec.name} {decision}: {spec.question} ({where})"
+
+
+def retention(cell: Cell, metrics: Sequence[str], readout: str) -> str:
+    """Return a small plot: one line a metric, one column a tap, height between floor and ceiling.
+
+    Where no ceiling or floor stands beside the metric the line runs between its own least and greatest value.
+    """
+    taps = list(cell.identity.taps)
+    if len(taps) < 2:
+        return ""
+    lines = []
+    width = max(len(tap) for tap in taps) + 1
+    name_width = max(len(metric) for metric in metrics)
+    lines.append(" " * (name_width + 2) + "".join(tap.rjust(width) for tap in taps))
+    gated = {result.metric: result for result in gating(cell)}
+    for metric in metrics:
+        found = {r.tap: r for r in cell.metrics if r.metric == metric and r.readout == readout}
+        values = [found[tap].estimate.value if tap in found else None for tap in taps]
+        known = [value for value in values if value is not None]
+        if not known:
+            continue
+        low, high = min(known), max(known)
+        anchor = gated.get(metric)
+        if anchor is not None and anchor.ceiling and anchor.ceiling.value is not None and anchor.best_floor:
+            floor = anchor.floors[anchor.best_floor].value
+            if floor is not None:
+                low, high = floor, anchor.ceiling.value
+        elif found and next(iter(found.values())).direction == "lower":
+            low, high = high, low
+        cells = [f"{_block(value, low, high)} {number(value)}".rjust(width) for value in values]
+        lines.append(f"{metric.rjust(name_width)}  " + "".join(cells))
+    return "\n".join(lines)
+
+
+def _block(value: float | None, low: float, high: float) -> str:
+    if value is None or high == low:
+        return " "
+    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    return BLOCKS[round(share * (len(BLOCKS) - 1))]
+
+
+def decisions(cells: Iterable[Cell], names: Sequence[str]) -> dict[str, Decision]:
+    """Return the decision of each experiment of ``names`` that ``cells`` hold; a failed cell is INCONCLUSIVE."""
+    found: dict[str, Decision] = {}
+    for cell in cells:
+        if cell.identity.experiment in names:
+            decision = Decision(cell.decision) if cell.decision else Decision.INCONCLUSIVE
+            found[cell.identity.experiment] = decision
+    return found
+
+
+def gate_line(gate: GateSpec, found: Mapping[str, Decision]) -> str:
+    """Return the gate's status in one line; experiments that were not run leave it INCONCLUSIVE."""
+    status = status_of(gate, found)
+    proceed = sum(decision is Decision.PROCEED for decision in found.values())
+    parts = ", ".join(f"{name} {found.get(name, 'not run')}" for name in gate.experiments)
+    return f"{gate.title}: {status}, {proceed}/{len(gate.experiments)} proceed ({parts})"
+
+
+def status_of(gate: GateSpec, found: Mapping[str, Decision]) -> GateStatus:
+    """Return the gate's status."""
+    return gate_status([found.get(name, Decision.INCONCLUSIVE) for name in gate.experiments])
+
+
+def combination(cell: Cell) -> tuple[str, str, str, int]:
+    """Return what makes cells one system: encoder, adapter, decoder, seed."""
+    i = cell.identity
+    return i.encoder, i.adapter or "", i.decoder or "", i.seed
+
+
+def systems(cells: Iterable[Cell]) -> dict[tuple[str, str, str, int], list[Cell]]:
+    """Group cells into systems: an experiment that uses no adapter or decoder belongs to each of them."""
+    every = list(cells)
+    full = sorted({combination(cell) for cell in every if cell.identity.adapter is not None})
+    if not full:
+        full = sorted({combination(cell) for cell in every})
+    groups: dict[tuple[str, str, str, int], list[Cell]] = {}
+    for key in full:
+        groups[key] = [
+            cell
+            for cell in every
+            if all(mine in (None, "", whole) for mine, whole in zip(_axes(cell), key, strict=True))
+        ]
+    return groups
+
+
+def _axes(cell: Cell) -> tuple[object, ...]:
+    i = cell.identity
+    return i.encoder, i.adapter, i.decoder, i.seed
+
+
+def suite_experiments(suite: SuiteSpec) -> dict[str, ExperimentSpec]:
+    """Return the suite's experiments by name."""
+    return {spec.name: spec for spec in suite.experiments}

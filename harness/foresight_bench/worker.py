@@ -1,0 +1,92 @@
+"""The worker process: reads a job from standard input, writes events to standard output, one JSON a line.
+
+Run as ``python -m foresight_bench.worker``. Whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from foresight_bench.cells import Provenance
+from foresight_bench.contracts import ResolvedWeights
+from foresight_bench.errors import CELL_FAILED, OK, ForesightError
+from foresight_bench.plan import Selection, plan
+from foresight_bench.registry import Registry
+from foresight_bench.store import Store
+
+
+class WeightsRecord(BaseModel):
+    """A weights file that the parent resolved."""
+
+    path: str
+    sha256: str
+    source: str
+
+
+class Job(BaseModel):
+    """What the parent asks for."""
+
+    selection: Selection
+    weights: dict[str, WeightsRecord]
+    missing: list[str]
+    """Ids of the cells to compute."""
+    results: str
+    provenance: Provenance
+
+    @classmethod
+    def of(
+        cls,
+        selection: Selection,
+        weights: dict[str, ResolvedWeights],
+        missing: list[str],
+        results: Path,
+        provenance: Provenance,
+    ) -> Job:
+        """Return a job from the parent's objects."""
+        records = {n: WeightsRecord(path=str(w.path), sha256=w.sha256, source=w.source) for n, w in weights.items()}
+        return cls(
+            selection=selection,
+            weights=records,
+            missing=missing,
+            results=str(results),
+            provenance=provenance,
+        )
+
+
+def main() -> int:
+    """Run one job."""
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(**event: object) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    job = Job.model_validate_json(sys.stdin.read())
+    try:
+        emit(text="importing torch", units=0)
+        from foresight_bench.engine import Engine
+
+        registry = Registry.installed()
+        known = {n: ResolvedWeights(Path(w.path), w.sha256, w.source) for n, w in job.weights.items()}
+        planned = plan(registry, job.selection, lambda weights: known[weights.name])
+        engine = Engine(
+            registry,
+            planned,
+            Store(Path(job.results)),
+            job.provenance,
+            lambda text, units: emit(text=text, units=units),
+        )
+        engine.run(frozenset(job.missing))
+    except ForesightError as error:
+        emit(error=error.message, hint=error.hint, exit_code=error.exit_code)
+        return CELL_FAILED
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

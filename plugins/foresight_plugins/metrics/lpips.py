@@ -1,0 +1,78 @@
+"""Learned perceptual image patch similarity (Zhang, Isola, Efros, Shechtman & Wang 2018, section 3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from foresight_bench.contracts import FrameTruth, ResolvedWeights
+from foresight_bench.errors import WeightsError
+
+_CHUNK = 32  # frames; the widest map then takes 25 MB at 224 px, and larger chunks are no faster
+_SLICE = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}  # layer of torchvision's AlexNet -> slice of package lpips
+
+
+class Lpips:
+    """LPIPS v0.1 on AlexNet: trunk from ``weights``, linear heads from package ``lpips``, mean over space.
+
+    ``weights`` holds ``features.N.weight`` and ``features.N.bias`` for N = 0, 3, 6, 8, 10, torchvision's
+    names. Convolutions never use TF32, so a CPU and a GPU agree.
+
+    Raises:
+        WeightsError: there are no weights, or they are not exactly those of the trunk.
+    """
+
+    def __init__(self, weights: ResolvedWeights | None = None, device: str = "cpu") -> None:
+        if weights is None:
+            raise WeightsError("LPIPS needs the weights of its AlexNet trunk.")
+        import lpips
+
+        self._device = torch.device(device)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # torchvision's `pretrained`, torch.load of package lpips
+            model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        try:
+            model.net.load_state_dict(_renamed(load_file(weights.path)), strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(f"The weights are not those of the LPIPS trunk: {error}") from error
+        model = model.to(self._device).eval().requires_grad_(False)
+        self._scale, self._trunk = model.scaling_layer, model.net
+        # A head is a non-negative weight for each channel: [C, 1, 1].
+        self._heads = [head.model[-1].weight[0] for head in model.lins]
+
+    def prepare(self, truth: FrameTruth) -> list[list[Tensor]]:
+        """Return the normalised trunk features of each chunk of frames: 1.9 MB a frame at 224 px."""
+        return [self._features(chunk) for chunk in self._chunks(truth.frames)]
+
+    def score(self, reconstruction: Tensor, prepared: list[list[Tensor]]) -> Tensor:
+        """Return [F] float64, 0 for equal frames, about 1 for unrelated ones."""
+        scores = []
+        for chunk, reference in zip(self._chunks(reconstruction), prepared, strict=True):
+            score = torch.zeros(len(chunk), dtype=torch.float64, device=self._device)
+            for a, b, head in zip(self._features(chunk), reference, self._heads, strict=True):
+                score += ((a - b).square() * head).sum(1).mean((1, 2), dtype=torch.float64)
+            scores.append(score)
+        return torch.cat(scores)
+
+    def _chunks(self, frames: Tensor) -> Iterator[Tensor]:
+        for start in range(0, len(frames), _CHUNK):
+            yield frames[start : start + _CHUNK].to(self._device, torch.float32)
+
+    def _features(self, frames: Tensor) -> list[Tensor]:
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), flags:
+            layers = self._trunk(self._scale(2 * frames - 1))
+            return [layer / (layer.square().sum(1, keepdim=True).sqrt() + 1e-10) for layer in layers]
+
+
+def _renamed(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``trunk`` with package lpips' names: ``features.3.bias`` -> ``slice2.3.bias``."""
+    renamed = {}
+    for key, value in trunk.items():
+        _, layer, kind = key.split(".")
+        renamed[f"slice{_SLICE.get(int(layer), 0)}.{layer}.{kind}"] = value
+    return renamed
