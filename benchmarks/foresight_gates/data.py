@@ -50,8 +50,8 @@ class SceneData:
     scored = ("test", "align")
     class_names = CLASS_NAMES
 
-    def __init__(self, recipe: str) -> None:
-        self.recipe = RECIPES[recipe]
+    def __init__(self, recipe: str | Recipe) -> None:
+        self.recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
         self._splits: dict[str, Split] = {}
 
     def split(self, name: str) -> Split:

@@ -105,7 +105,8 @@ def rotated(vectors: Tensor) -> Tensor:
 
 
 def _averaged(vectors: Tensor, side: int) -> Tensor:
-    return vectors if side == COARSE_SIDE else torch.mean(vectors.unflatten(1, (COARSE_SIDE**2, -1)), 1)
+    cells = vectors.reshape(len(vectors), COARSE_SIDE**2, -1)
+    return vectors if side == COARSE_SIDE else torch.mean(cells, 1)
 
 
 def nuisances(bench: Bench, split: str) -> Tensor:

@@ -93,7 +93,8 @@ def mean_scores(per_clip: NDArray[np.floating], details: Mapping[str, float] | N
     """Return the mean over clips of ``per_clip`` [n], bootstrapped."""
     values = np.asarray(per_clip, dtype=np.float64)
     n = len(values)
-    return Scores(float(values.mean()), bootstrap_counts(n) @ values / n, n, values, details or {})
+    with np.errstate(invalid="ignore"):  # NaN and infinity stay what they are; `finite` tells
+        return Scores(float(values.mean()), bootstrap_counts(n) @ values / n, n, values, details or {})
 
 
 def weighted_scores(

@@ -123,6 +123,12 @@ def last_row_reversed(values: Tensor) -> Tensor:
     return torch.cat([values[:, :, :-1], values[:, :, -1:].flip(3)], 2)
 
 
+def last_two_swapped(values: Tensor) -> Tensor:
+    last = values[:, :, -1]
+    swapped = torch.cat([last[:, :, :-2], last[:, :, -2:].flip(2)], 2)
+    return torch.cat([values[:, :, :-1], swapped[:, :, None]], 2)
+
+
 SCRAMBLES: dict[str, tuple[Scramble, str]] = {
     "transposed grid": (lambda v: v.transpose(2, 3), "the grid is transposed: 12 x 8 cells"),
     "transposed tokens": (lambda v: v.transpose(2, 3).reshape(v.shape), "the grid is transposed: its tokens"),
@@ -136,6 +142,7 @@ SCRAMBLES: dict[str, tuple[Scramble, str]] = {
     "turned": (lambda v: v.flip(2, 3), "the grid is turned by half a turn"),
     "class token left in": (left_in(1), "tokens stand 1 late in raster order, as if 1 prefix"),
     "prefix left in": (left_in(5), "tokens stand 5 late in raster order, as if 5 prefix"),
+    "one corner": (last_two_swapped, "single tokens are misplaced"),
     "last row": (last_row_reversed, "single tokens are misplaced"),
     "shuffled": (
         as_raster(lambda x: x[:, :, torch.randperm(96, generator=torch.manual_seed(0))]),
@@ -197,6 +204,14 @@ class Pooled:
             split = pixels.reshape(n, t // pair, pair, h // cell, cell, w // cell, cell, 3)
             grids[tap] = Grid(split.mean((2, 4, 6)))
         return grids
+
+
+def test_every_frame_is_probed() -> None:
+    def last_frame_mirrored(values: Tensor) -> Tensor:
+        return torch.cat([values[:, :-1], values[:, -1:].flip(3)], 1)
+
+    (finding,) = check_layout(Scrambled(Pooled(), last_frame_mirrored), ["14x1"], size=SIZE, frames=3)
+    assert 0.1 < finding.misplaced < 0.6
 
 
 def test_taps_with_grids_of_several_sizes() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from foresight_bench.contracts import Spaces
 from foresight_bench.ridge import cross_validate, dual_errors
 from foresight_bench.scores import FloatArray, Scores, weighted_scores
+from foresight_plugins.metrics.pairwise import gram
 
 _FOLDS = 5
 
@@ -37,20 +38,13 @@ class RidgeR2:
 
 def _errors(x_train: Tensor, y_train: Tensor, x: Tensor, y: Tensor) -> FloatArray:
     """Return [N, 2] squared error of the ridge map and of the train mean, for each scored clip."""
-    gram_x, gram_y = _gram(x_train, x), _gram(y_train, y)
+    gram_x, gram_y = gram(torch.cat([x_train, x])), gram(torch.cat([y_train, y]))
     rows = torch.arange(len(gram_x), device=gram_x.device)
     train, test = rows[: len(x_train)], rows[len(x_train) :]
     columns = x_train.shape[1]
     penalty = cross_validate(gram_x[train][:, train], gram_y[train][:, train], columns, train % _FOLDS)
     found = dual_errors(gram_x, gram_y, columns, train, test, (penalty, float("inf")))
     return np.asarray(found.T.cpu().numpy(), dtype=np.float64)
-
-
-def _gram(train: Tensor, test: Tensor) -> Tensor:
-    """Return inner products of all rows about the first, which leaves nothing of a constant space."""
-    rows = torch.cat([train, test]).to(torch.float64)
-    rows = rows - rows[0]
-    return rows @ rows.T
 
 
 def _r2(errors: FloatArray) -> float:

@@ -67,9 +67,9 @@ def _tensors(model: ModelProto) -> dict[str, Array]:
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             tensors[f"{layer}.weight"] = numpy_helper.to_array(stored[constant]).T
     for name, tensor in stored.items():
-        if name.startswith("onnx::Concat_") and tuple(tensor.dims) == (1, 1, 384):
+        if name.startswith("onnx::Concat_") and tuple(tensor.dims[:2]) == (1, 1):
             tensors["position.cls"] = numpy_helper.to_array(tensor)
-        elif name.startswith("onnx::Reshape_") and tuple(tensor.dims) == (1, 37 * 37, 384):
+        elif name.startswith("onnx::Reshape_") and tuple(tensor.dims[:2]) == (1, 37 * 37):
             tensors["position.patches"] = numpy_helper.to_array(tensor)
     return tensors
 
