@@ -11,6 +11,7 @@ from foresight_bench.specs import Criterion, EncoderSpec, ExperimentSpec, GateSp
 
 FLOORS = ("blank", "mean-rgb", "shuffled")
 
+
 def _experiment(name: str, target: str, axes: tuple[str, ...], gated: dict[str, tuple[float, str]]) -> ExperimentSpec:
     criteria = tuple(Criterion(metric, limit, ceiling, FLOORS) for metric, (limit, ceiling) in gated.items())
     return ExperimentSpec(name, target, f"{name}?", axes, criteria)  # type: ignore[arg-type]

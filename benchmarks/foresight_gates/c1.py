@@ -58,7 +58,8 @@ class LatentSufficiency:
         progress(f"decoding {tap}")
         grids = bench.tokens(tap, "test")
         decoded = [normal.backward(adapter.predict(grid)) for grid in grids]
-        wrong = [normal.backward(adapter.predict(next_clip(grid))) for grid in grids]
+        floor = bench.features.control == "floor"  # a floor needs none of its own
+        wrong = [] if floor else [normal.backward(adapter.predict(next_clip(grid))) for grid in grids]
         return Outcome(
             tap,
             READOUT,
@@ -69,6 +70,8 @@ class LatentSufficiency:
         )
 
     def _measure(self, bench: Bench, tap: str, latents: Sequence[Grid]) -> tuple[Measurement, ...]:
+        if not latents:
+            return ()
         frames = torch.cat([_flat(bench.decoder.decode(grid)) for grid in latents])
         return tuple(
             Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in self.metrics

@@ -115,55 +115,78 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class DetectionProbe:
-    """Maps a token to centrality, coverage, class and box distances."""
+class Reading:
+    """What the heads read from one block of F frames."""
+
+    proposals: tuple[Proposals, ...]
+    """The dense detection probe's, one entry a frame."""
+    cover: Tensor
+    """[F, H', W'] how much of each cell an object covers."""
+    frames: Tensor
+    """[F, 3, H, W] in [0, 1], the patch decoder's."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The dense detection probe and the patch decoder of one tap, on one grid."""
 
     standard: Standard
-    presence: Ridge
-    """To (central to an object, covered by an object), fitted on every cell."""
-    classes: Ridge
-    """To one-hot classes, fitted on central cells."""
-    distances: Ridge
-    """To left, top, right, bottom as shares of the frame, fitted on central cells."""
+    everywhere: Ridge
+    """Token to (central to an object, covered by an object, the pixels of the cell); fitted on every cell."""
+    inside: Ridge
+    """Token to (one-hot class, left, top, right, bottom as shares of the frame); fitted on central cells."""
+    side: int
+    """Pixels a cell is decoded to, along each axis."""
+    classes: int
 
     @classmethod
     def fitted(
         cls,
-        standard: Standard,
-        train: Sequence[tuple[Grid, CellTargets]],
-        val: Sequence[tuple[Grid, CellTargets]],
+        train: Sequence[tuple[Grid, CellTargets, Tensor]],
+        val: Sequence[tuple[Grid, CellTargets, Tensor]],
         classes: int,
-    ) -> DetectionProbe:
-        """Fit on ``train``, with the penalties that ``val`` chooses."""
+    ) -> Heads:
+        """Fit on blocks of (grid, targets, frames [F, 3, H, W]) of ``train``; ``val`` chooses the penalties."""
+        side = max(1, round(train[0][2].shape[2] / train[0][0].shape[2]))
+        standard = Standard.of([grid for grid, _, _ in train])
 
-        def presence(t: CellTargets) -> Tensor:
-            return torch.stack([t.central, t.owner >= 0], -1).float()
+        def everywhere(grid: Grid, targets: CellTargets, frames: Tensor) -> tuple[Grid, Tensor, Tensor | None]:
+            presence = torch.stack([targets.central, targets.owner >= 0], -1).float()
+            return grid, torch.cat([presence, _cells(frames, grid, side)], -1), None
 
-        def one_hot(t: CellTargets) -> Tensor:
-            return F.one_hot(t.classes.clamp_min(0), classes).float()
+        def inside(grid: Grid, targets: CellTargets, _: Tensor) -> tuple[Grid, Tensor, Tensor | None]:
+            one_hot = F.one_hot(targets.classes.clamp_min(0), classes).float()
+            return grid, torch.cat([one_hot, targets.distances], -1), targets.central
 
         return cls(
             standard,
-            fit_map(standard, [(g, presence(t), None) for g, t in train], [(g, presence(t), None) for g, t in val]),
-            fit_map(
-                standard,
-                [(g, one_hot(t), t.central) for g, t in train],
-                [(g, one_hot(t), t.central) for g, t in val],
-            ),
-            fit_map(
-                standard,
-                [(g, t.distances, t.central) for g, t in train],
-                [(g, t.distances, t.central) for g, t in val],
-            ),
+            fit_map(standard, [everywhere(*block) for block in train], [everywhere(*block) for block in val]),
+            fit_map(standard, [inside(*block) for block in train], [inside(*block) for block in val]),
+            side,
+            classes,
         )
 
-    def proposals(self, grid: Grid, height: int, width: int) -> list[Proposals]:
-        """Return the proposals of each frame of ``height`` x ``width`` pixels."""
-        _, _, h, w, _ = grid.shape
-        device = grid.values.device
-        central = apply_map(self.standard, self.presence, grid)[..., 0].clamp(0, 1)
-        share, label = apply_map(self.standard, self.classes, grid).clamp(0, 1).max(-1)
-        reach = apply_map(self.standard, self.distances, grid)
+    @property
+    def parameters(self) -> int:
+        """Trained values."""
+        return sum(map_.weight.numel() + map_.intercept.numel() for map_ in (self.everywhere, self.inside))
+
+    def read(self, grid: Grid, height: int, width: int) -> Reading:
+        """Read frames of ``height`` x ``width`` pixels out of ``grid``."""
+        outside = apply_map(self.standard, self.everywhere, grid)
+        presence, cells = outside[..., :2], outside[..., 2:]
+        f, h, w, _ = cells.shape
+        columns = cells.reshape(f, h * w, -1).transpose(1, 2)
+        images = F.fold(columns, (h * self.side, w * self.side), self.side, stride=self.side)
+        proposals = self._proposals(grid, presence[..., 0].clamp(0, 1), height, width)
+        return Reading(proposals, presence[..., 1], _resized(images, height, width).clamp(0, 1))
+
+    def _proposals(self, grid: Grid, central: Tensor, height: int, width: int) -> tuple[Proposals, ...]:
+        _, h, w = central.shape
+        device = central.device
+        within = apply_map(self.standard, self.inside, grid)
+        share, label = within[..., : self.classes].clamp(0, 1).max(-1)
+        reach = within[..., self.classes :]
         x, y = cell_centres(h, w, device)
         x, y = x.expand(h, w), y.unsqueeze(1).expand(h, w)
         sides = [x - reach[..., 0], y - reach[..., 1], x + reach[..., 2], y + reach[..., 3]]
@@ -174,15 +197,8 @@ class DetectionProbe:
         keep = batched_nms(boxes[cells], central[cells], frame, NMS_IOU)
         kept = [part[cells][keep].cpu().numpy() for part in (boxes, label, central, share)]
         frame_of = frame[keep].cpu().numpy()
-        result = []
-        for index in range(len(central)):
-            mine = np.flatnonzero(frame_of == index)[:MAX_BOXES]
-            result.append(Proposals(*(part[mine] for part in kept)))
-        return result
-
-    def extents(self, grid: Grid) -> Tensor:
-        """Return how much of each cell an object covers, as predicted: [F, H', W']."""
-        return apply_map(self.standard, self.presence, grid)[..., 1]
+        found = (np.flatnonzero(frame_of == index)[:MAX_BOXES] for index in range(len(central)))
+        return tuple(Proposals(*(part[mine] for part in kept)) for mine in found)
 
 
 def extent_boxes(cover: Tensor, threshold: float, height: int, width: int) -> list[FrameBoxes]:
@@ -210,34 +226,6 @@ def extent_boxes(cover: Tensor, threshold: float, height: int, width: int) -> li
             )
         )
     return result
-
-
-@dataclass(frozen=True)
-class PatchDecoder:
-    """Maps a token to the pixels of its cell."""
-
-    standard: Standard
-    head: Ridge
-    side: int
-    """Pixels a cell is decoded to, along each axis."""
-
-    @classmethod
-    def fitted(
-        cls, standard: Standard, train: Sequence[tuple[Grid, Tensor]], val: Sequence[tuple[Grid, Tensor]]
-    ) -> PatchDecoder:
-        """Fit on (grid, frames [F, 3, H, W]) blocks."""
-        _, _, h, _, _ = train[0][0].shape
-        side = max(1, round(train[0][1].shape[2] / h))
-        blocks = [[(grid, _cells(frames, grid, side), None) for grid, frames in part] for part in (train, val)]
-        return cls(standard, fit_map(standard, blocks[0], blocks[1]), side)
-
-    def frames(self, grid: Grid, height: int, width: int) -> Tensor:
-        """Return the reconstruction [F, 3, H, W] in [0, 1]."""
-        cells = apply_map(self.standard, self.head, grid)
-        f, h, w, _ = cells.shape
-        columns = cells.reshape(f, h * w, -1).transpose(1, 2)
-        images = F.fold(columns, (h * self.side, w * self.side), self.side, stride=self.side)
-        return _resized(images, height, width).clamp(0, 1)
 
 
 def _cells(frames: Tensor, grid: Grid, side: int) -> Tensor:

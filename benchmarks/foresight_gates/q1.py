@@ -43,8 +43,9 @@ class LatentAlignment:
         for tap in bench.features.taps:
             progress(f"choosing a tap: {tap}")
             spaces[tap] = _Pair(bench, tap)
-            errors[f"val_r2.{tap}"] = bench.score_spaces("ridge_r2", spaces[tap].spaces(("val",))).value
-        tap = max(spaces, key=lambda name: float(errors[f"val_r2.{name}"]))
+            if len(bench.features.taps) > 1:
+                errors[f"val_r2.{tap}"] = bench.score_spaces("ridge_r2", spaces[tap].spaces(("val",))).value
+        tap = max(spaces, key=lambda name: float(errors.get(f"val_r2.{name}", 0.0)))
 
         measured: list[Measurement] = []
         for name, pair in spaces.items():
@@ -52,10 +53,14 @@ class LatentAlignment:
             metrics = self.gating + self.reported if name == tap else self.gating
             measured += self._measure(bench, name, READOUT, pair.spaces(SCORED), metrics)
         chosen = spaces[tap]
-        progress(f"{tap}, raw and 1x1")
-        measured += self._measure(bench, tap, "grid4-raw", chosen.spaces(SCORED, regress=False), self.gating)
-        measured += self._measure(bench, tap, "grid1", chosen.spaces(SCORED, side=1), self.gating)
-        shuffled = self._measure(bench, tap, READOUT, chosen.spaces(SCORED, shuffle=True), self.gating)
+        shuffled: list[Measurement] = []
+        if bench.features.control != "floor":
+            progress(f"{tap} shuffled")
+            shuffled = self._measure(bench, tap, READOUT, chosen.spaces(SCORED, shuffle=True), self.gating)
+        if not bench.features.control:
+            progress(f"{tap}, raw and 1x1")
+            measured += self._measure(bench, tap, "grid4-raw", chosen.spaces(SCORED, regress=False), self.gating)
+            measured += self._measure(bench, tap, "grid1", chosen.spaces(SCORED, side=1), self.gating)
         return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), details=errors)
 
     def _measure(

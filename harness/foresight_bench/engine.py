@@ -86,6 +86,7 @@ class Engine:
     def _check_data(self) -> None:
         for name in self.shared.data.names:
             self.emit(f"rendering {name}", 0)
+            self.shared.split(name)  # into memory, where the digest then finds it
             found = self.shared.data.digest(name)
             if found != self.suite.digests[name]:
                 raise DataError(

@@ -122,6 +122,8 @@ def plan(
     for label, streams in rows.items():
         cells = []
         for experiment in experiments:
+            if label in controls and label not in wanted and label not in named_controls(experiment):
+                continue
             for adapter in adapters if "adapter" in experiment.axes else (None,):
                 for decoder in decoders if "decoder" in experiment.axes else (None,):
                     identity = context.identity(label, streams, experiment, adapter, decoder)
@@ -151,6 +153,11 @@ def choose_experiments(suite: SuiteSpec, names: Sequence[str]) -> tuple[Experime
         else:
             raise unknown("experiment or gate", name, [*by_name, *gates])
     return tuple(by_name[name] for name in by_name if name in chosen)
+
+
+def named_controls(experiment: ExperimentSpec) -> set[str]:
+    """Return the control rows that some criterion of ``experiment`` is judged beside."""
+    return {name for criterion in experiment.criteria for name in (criterion.ceiling, *criterion.floors)}
 
 
 def needed_weights(

@@ -58,7 +58,7 @@ class Moments:
             self._sum_y = x.new_zeros(targets, dtype=torch.float64)
             self._xx = x.new_zeros(width, width, dtype=torch.float64)
             self._xy = x.new_zeros(width, targets, dtype=torch.float64)
-            self._yy = 0.0
+            self._yy = x.new_zeros(targets, dtype=torch.float64)
         if x.shape[1] != len(self._pivot_x) or y.shape[1] != len(self._pivot_y):
             raise ContractError(f"Columns changed to x {x.shape[1]}, y {y.shape[1]} between chunks.")
         for start in range(0, len(x), _CHUNK):
@@ -66,7 +66,7 @@ class Moments:
             b = y[start : start + _CHUNK].to(work) - self._pivot_y.to(work)
             self._xx += a.T @ a
             self._xy += a.T @ b
-            self._yy += float((b * b).sum(dtype=torch.float64))
+            self._yy += (b * b).sum(0, dtype=torch.float64)
             self._sum_x += a.sum(0, dtype=torch.float64)
             self._sum_y += b.sum(0, dtype=torch.float64)
         self.n += len(x)
@@ -92,9 +92,9 @@ class Moments:
         return self._xy - torch.outer(self._sum_x, self._sum_y) / self.n
 
     @property
-    def yy(self) -> float:
-        """Sum of squares of y about its mean, over all targets."""
-        return self._yy - float(self._sum_y @ self._sum_y) / self.n
+    def yy(self) -> Tensor:
+        """[E] float64 sums of squares of y about its mean."""
+        return self._yy - self._sum_y.square() / self.n
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Ridge:
     """[D, E] float64."""
     intercept: Tensor
     """[E] float64."""
-    penalty: float
-    """The relative penalty it was fitted with."""
+    penalty: Tensor
+    """[E] float64, the relative penalty each target was fitted with."""
 
     def predict(self, x: Tensor) -> Tensor:
         """Return ``x`` [B, D] mapped to [B, E], in the type of ``x``."""
@@ -129,27 +129,28 @@ class RidgePath:
     mean_x: Tensor
     mean_y: Tensor
 
-    def coefficients(self, penalty: float) -> Ridge:
-        """Return the fit for the relative ``penalty``, which need not be on the path."""
-        shrink = _shrink(self.eigenvalues, penalty * self.scale)
-        weight = self.basis @ (shrink[:, None] * self.rotated)
-        return Ridge(weight, self.mean_y - self.mean_x @ weight, penalty)
+    def coefficients(self, penalty: float | Tensor) -> Ridge:
+        """Return the fit for a relative ``penalty``, one for all targets or [E] one for each."""
+        penalties = torch.as_tensor(penalty, dtype=torch.float64).to(self.rotated).expand(self.rotated.shape[1])
+        shrink = 1 / (self.eigenvalues[:, None] + penalties * self.scale)
+        weight = self.basis @ (shrink * self.rotated)
+        return Ridge(weight, self.mean_y - self.mean_x @ weight, penalties)
 
     def sse(self, moments: Moments) -> Tensor:
-        """Return [P] the summed squared error of each penalty's fit on the rows behind ``moments``.
+        """Return [P, E] the squared error of each penalty's fit, by target, on the rows behind ``moments``.
 
-        With W = V diag(s) A the error is a quadratic form in s, so after two products each penalty costs
-        O(D^2 + D E) whatever the number of rows.
+        With W = V B the error is a quadratic form in B, so each penalty costs O(D^2 E) whatever the number
+        of rows.
         """
-        quadratic = (self.basis.T @ moments.xx @ self.basis) * (self.rotated @ self.rotated.T)
-        linear = ((self.basis.T @ moments.xy) * self.rotated).sum(1)
+        quadratic = self.basis.T @ moments.xx @ self.basis
+        linear = self.basis.T @ moments.xy
         offset = self.basis.T @ (moments.mean_x - self.mean_x)
         errors = []
         for penalty in self.penalties:
-            shrink = _shrink(self.eigenvalues, penalty * self.scale)
-            bias = moments.mean_y - self.mean_y - (shrink * offset) @ self.rotated
-            fitted = shrink @ quadratic @ shrink - 2 * (shrink @ linear)
-            errors.append(moments.yy + fitted + moments.n * (bias @ bias))
+            shrunk = _shrink(self.eigenvalues, penalty * self.scale)[:, None] * self.rotated
+            bias = moments.mean_y - self.mean_y - offset @ shrunk
+            fitted = (shrunk * (quadratic @ shrunk - 2 * linear)).sum(0)
+            errors.append(moments.yy + fitted + moments.n * bias.square())
         return torch.stack(errors)
 
 
@@ -178,9 +179,14 @@ def fit_path(moments: Moments, penalties: Sequence[float] = PENALTIES) -> RidgeP
 
 
 def fit(train: Moments, val: Moments, penalties: Sequence[float] = PENALTIES) -> Ridge:
-    """Return the fit to ``train`` with the penalty whose squared error on ``val`` is least."""
+    """Return the fit to ``train`` with, for each target, the penalty whose squared error on ``val`` is least.
+
+    One penalty for all would be a compromise between targets that can be predicted and targets that cannot,
+    and it would depend on the targets' scales.
+    """
     path = fit_path(train, penalties)
-    return path.coefficients(path.penalties[int(path.sse(val).argmin())])
+    choices = torch.tensor(path.penalties, dtype=torch.float64, device=path.rotated.device)
+    return path.coefficients(choices[path.sse(val).argmin(0)])
 
 
 def dual_errors(

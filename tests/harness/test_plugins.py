@@ -22,14 +22,15 @@ from foresight_bench.specs import AdapterSpec
 def foresight_adapters():
     return [AdapterSpec(name="mine", target="mine:Mine", description="")]
 """
+SPEC = '[AdapterSpec(name="mine", target="mine:Mine", description="")]'
 BAD = {
     "import error": "import a_module_that_is_nowhere",
     "sys.exit at import": "raise SystemExit(3)",
     "syntax error": "def",
     "misspelt hook": GOOD.replace("foresight_adapters", "foresight_adaptors"),
     "misspelt argument": GOOD.replace("foresight_adapters()", "foresight_adapters(nothing)"),
-    "wrong return type": GOOD.replace("[AdapterSpec(name=\"mine\", target=\"mine:Mine\", description=\"\")]", "['mine']"),
-    "returns nothing iterable": GOOD.replace("[AdapterSpec(name=\"mine\", target=\"mine:Mine\", description=\"\")]", "7"),
+    "wrong return type": GOOD.replace(SPEC, "['mine']"),
+    "returns nothing iterable": GOOD.replace(SPEC, "7"),
     "raises": GOOD.replace("return", "raise RuntimeError #"),
 }
 

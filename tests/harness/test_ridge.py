@@ -67,18 +67,23 @@ def test_validation_error_from_moments_equals_residuals() -> None:
     val_x, val_y = pairs(70, 20, 4, seed=1)
     path = ridge.fit_path(moments(x, y))
     found = path.sse(moments(val_x + 3, val_y, chunk=9))
-    expected = [((path.coefficients(p).predict(val_x + 3) - val_y) ** 2).sum() for p in path.penalties]
+    expected = [((path.coefficients(p).predict(val_x + 3) - val_y) ** 2).sum(0) for p in path.penalties]
     assert torch.allclose(found, torch.stack(expected), rtol=1e-8)
 
 
-def test_fit_takes_the_penalty_with_the_least_validation_error() -> None:
+def test_fit_takes_for_each_target_the_penalty_with_the_least_validation_error() -> None:
     x, y = pairs(40, 30, 3, noise=30)
     val_x, val_y = pairs(500, 30, 3, seed=1, noise=30)
+    generator = torch.Generator().manual_seed(9)
+    for targets in (y, val_y):  # nothing to learn in the last one
+        targets[:, 2] = torch.randn(len(targets), generator=generator, dtype=torch.float64)
     fitted = ridge.fit(moments(x, y), moments(val_x, val_y))
     path = ridge.fit_path(moments(x, y))
-    errors = {p: float(((path.coefficients(p).predict(val_x) - val_y) ** 2).sum()) for p in ridge.PENALTIES}
-    assert fitted.penalty == min(errors, key=lambda p: errors[p])
-    assert 1e-6 < fitted.penalty < INF, "the case must have its optimum inside the path"
+    errors = torch.stack([((path.coefficients(p).predict(val_x) - val_y) ** 2).sum(0) for p in ridge.PENALTIES])
+    expected = torch.tensor(ridge.PENALTIES, dtype=torch.float64)[errors.argmin(0)]
+    assert torch.equal(fitted.penalty, expected)
+    assert 1e-6 < fitted.penalty[0] < INF, "the case must have its optimum inside the path"
+    assert fitted.penalty[2] > fitted.penalty[0]
 
 
 def test_float32_rows_far_from_the_origin() -> None:

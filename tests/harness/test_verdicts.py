@@ -60,7 +60,11 @@ def test_not_finite_is_not_run(broken: float) -> None:
 @pytest.mark.parametrize("missing", ["floor", "ceiling"])
 def test_a_missing_control_is_not_run(missing: str) -> None:
     found = judge(
-        scores(0.8), 0.5, "higher", {"blank": None if missing == "floor" else FLOOR}, None if missing == "ceiling" else CEILING
+        scores(0.8),
+        0.5,
+        "higher",
+        {"blank": None if missing == "floor" else FLOOR},
+        None if missing == "ceiling" else CEILING,
     )
     assert found.verdict is Verdict.NOT_RUN
 
@@ -76,7 +80,9 @@ def test_passing_needs_distance_from_the_best_floor() -> None:
 
 
 def test_the_best_floor_and_skill_are_named() -> None:
-    found = judge(scores(0.7), 0.5, "higher", {"blank": scores(0.0, 0.01), "mean-rgb": scores(0.2, 0.01)}, scores(1.0, 0.0))
+    found = judge(
+        scores(0.7), 0.5, "higher", {"blank": scores(0.0, 0.01), "mean-rgb": scores(0.2, 0.01)}, scores(1.0, 0.0)
+    )
     assert found.floor == "mean-rgb"
     assert found.skill == pytest.approx((0.7 - 0.2) / 0.8)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import Split
 from foresight_bench.errors import DataError
 
 
@@ -36,9 +35,8 @@ def clip_digests(batch: ClipBatch) -> list[bytes]:
     ]
 
 
-def digest(data: ClipBatch | Split) -> str:
+def digest(blocks: Iterable[ClipBatch]) -> str:
     """Return the SHA-256, in hex, of clips in their order; how they are cut into blocks does not matter."""
-    blocks = data.blocks if isinstance(data, Split) else (data,)
     return hashlib.sha256(b"".join(d for block in blocks for d in clip_digests(block))).hexdigest()
 
 
@@ -47,11 +45,11 @@ def frame_hashes(batch: ClipBatch) -> list[list[bytes]]:
     return [[_tagged("frame", frame) for frame in clip] for clip in batch.frames]
 
 
-def assert_disjoint(splits: Mapping[str, Split]) -> None:
+def assert_disjoint(splits: Mapping[str, Iterable[ClipBatch]]) -> None:
     """Raise DataError if any frame of one split occurs in another."""
     seen: dict[bytes, tuple[str, str]] = {}
-    for name, split in splits.items():
-        for block in split.blocks:
+    for name, blocks in splits.items():
+        for block in blocks:
             for clip, hashes in zip(block.ids, frame_hashes(block), strict=True):
                 for t, content in enumerate(hashes):
                     other, other_clip = seen.setdefault(content, (name, clip))

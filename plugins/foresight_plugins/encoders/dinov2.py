@@ -43,7 +43,8 @@ class DINOv2:
         # Seeds the CPU's generator alone, where timm draws, and leaves every global generator as it was.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model: Any = timm.create_model(architecture, pretrained=False, num_classes=0, img_size=518)
+            # LayerScale of 1 as in the original repository; timm's 1e-5 would leave random blocks next to idle.
+            model: Any = timm.create_model(architecture, pretrained=False, num_classes=0, img_size=518, init_values=1.0)
         if weights is not None:
             _load(model, weights, architecture)
         self._device = torch.device(device)

@@ -17,7 +17,7 @@ _SMALL_ARCHIVE = RegistryArchive(
 
 
 def _variant(name: str, architecture: str, depth: int, archive: RegistryArchive | None = None) -> Variant:
-    quarters = [f"block.{depth * quarter // 4 - 1}" for quarter in (1, 2, 3, 4)]
+    quarters = [f"block.{depth * quarter // 4 - 1}" for quarter in (1, 2, 3)]
     return Variant(
         name=name,
         taps=("patch_embed", *(f"block.{index}" for index in range(depth)), "final"),

@@ -1,0 +1,207 @@
+"""Runs of the toy suite through the real worker: cells, verdicts, reuse, and every way to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from foresight_bench.cells import Cell
+from foresight_bench.cli import main
+from foresight_bench.errors import DataError
+from foresight_bench.store import Store
+
+
+def run(results: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["run", "--suite", "toy", "--device", "cpu", "--results", str(results), *arguments])
+
+
+def cells(results: Path) -> dict[tuple[str, str], Cell]:
+    return {(c.identity.encoder, c.identity.experiment): c for c in Store(results).cells()}
+
+
+def test_a_run_judges_an_encoder_beside_its_controls_and_is_reused(toy: Path) -> None:
+    first = run(toy, "-e", "sound")
+    assert first.exit_code == 0, first.output
+    found = cells(toy)
+    assert {name for name, _ in found} == {"sound", "oracle", "pixels", "blank", "mean-rgb"}
+    q2 = found["sound", "Q2"]
+    gating = {result.metric: result for result in q2.metrics if result.gates}
+    assert set(gating) == {"box_iou", "map50", "psnr"}
+    assert set(gating["box_iou"].floors) == {"blank", "mean-rgb", "shuffled"}
+    assert gating["box_iou"].ceiling_name == "oracle"
+    assert all(result.verdict for result in gating.values())
+    assert q2.decision in ("PROCEED", "PIVOT", "INCONCLUSIVE")
+    assert {result.tap for result in q2.metrics} == {"early", "late"}
+    assert found["oracle", "Q2"].decision is None
+    assert "Gate 1" in first.stdout
+    for cell in found.values():
+        assert cell.id == cell.identity.cell_id()
+        assert str(Path.home()) not in cell.model_dump_json()
+
+    stamps = {path: path.stat().st_mtime_ns for path in toy.rglob("*.json")}
+    started = time.monotonic()
+    second = run(toy, "-e", "sound")
+    assert time.monotonic() - started < 10
+    assert second.stdout == first.stdout
+    assert "15 reused" in second.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in toy.rglob("*.json")}
+
+    as_json = run(toy, "-e", "sound", "--json")
+    assert [record["status"] for record in json.loads(as_json.stdout)] == ["ok"] * 3
+
+
+def test_control_cells_are_shared_by_encoders_and_transforms_differ(toy: Path) -> None:
+    assert run(toy, "-e", "sound", "-x", "Q2").exit_code == 0
+    second = run(toy, "-e", "sound~shuffled", "-e", "sound~pooled", "-x", "Q2")
+    assert second.exit_code == 0, second.output
+    assert "6 cells, 4 reused" in second.stderr
+    found = cells(toy)
+
+    def value(encoder: str, metric: str) -> float:
+        (result,) = [r for r in found[encoder, "Q2"].metrics if r.metric == metric and r.gates]
+        assert result.estimate.value is not None
+        return result.estimate.value
+
+    assert value("sound~shuffled", "psnr") < value("sound", "psnr")
+    assert value("sound~pooled", "psnr") < value("sound", "psnr")
+
+
+def test_a_hybrid_runs(toy: Path) -> None:
+    done = run(toy, "-e", "sound@late+pixels", "-x", "Q2")
+    assert done.exit_code == 0, done.output
+    (cell,) = [cell for (name, _), cell in cells(toy).items() if "+" in name]
+    assert cell.tap == "sound@late+pixels@patches"
+
+
+def test_calibration_passes_on_the_toy_suite(toy: Path) -> None:
+    arguments = ["calibrate", "--suite", "toy", "--device", "cpu", "--results", str(toy)]
+    done = CliRunner().invoke(main, arguments)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("C1", "Q1", "Q2"))]
+    assert len(lines) == 5
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "sentence"),
+    [
+        ("nan", "invalid", "NaN"),
+        ("raises", "error", "out of luck"),
+        ("short", "error", "clips for a batch"),
+        ("forgets", "error", "no grid for tap 'late'"),
+        ("crash", "error", "worker ended"),
+    ],
+)
+def test_a_failure_ends_its_own_cells_and_no_others(toy: Path, fault: str, status: str, sentence: str) -> None:
+    done = run(toy, "-e", fault, "-e", "sound", "-x", "Q2")
+    assert done.exit_code == 1, done.output
+    found = cells(toy)
+    assert found[fault, "Q2"].status == status
+    assert sentence in found[fault, "Q2"].reason
+    assert found["blank", "Q2"].status == "ok"
+    if fault != "crash":
+        assert found["sound", "Q2"].status == "ok"
+    assert "Traceback" not in done.output
+    again = run(toy, "-e", "sound", "-x", "Q2")
+    assert again.exit_code == 0, again.output
+
+
+def test_failed_cells_are_retried(toy: Path) -> None:
+    assert run(toy, "-e", "raises", "-x", "Q2").exit_code == 1
+    done = run(toy, "-e", "raises", "-x", "Q2")
+    assert done.exit_code == 1
+    assert "4 reused" in done.stderr
+
+
+def test_a_leaking_split_stops_the_run(toy: Path) -> None:
+    done = run(toy, "-e", "sound", "--suite", "leaky")
+    assert done.exit_code == 4
+    assert "also occurs" in done.stderr
+    assert not list(toy.rglob("*.json"))
+
+
+def test_altered_data_stops_the_run(toy: Path) -> None:
+    done = run(toy, "-e", "sound", "--suite", "altered")
+    assert done.exit_code == 4
+    assert "Split 'test'" in done.stderr
+
+
+def test_an_interrupt_keeps_finished_cells_and_resumes(toy: Path) -> None:
+    command = [sys.executable, "-m", "foresight_bench", "run", "--suite", "toy", "--device", "cpu"]
+    command += ["--results", str(toy), "-x", "Q2", "-e", "slow"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(toy.rglob("*.json"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "resumes" in errors
+    assert "Traceback" not in errors
+    assert {cell.identity.encoder for cell in Store(toy).cells()} == {"oracle", "pixels", "blank", "mean-rgb"}
+    assert "4 reused" in run(toy, "-e", "raises", "-x", "Q2").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["-e", "dinov"], 3, "dinov2"),
+        (["-e", "sound@lat"], 3, "late"),
+        (["-e", "sound", "-a", "linar"], 3, "linear"),
+        (["-e", "sound", "-d", "patchpca"], 3, "patch-pca"),
+        (["-e", "sound", "-x", "gate7"], 3, "gate1"),
+        (["-e", "sound", "--suite", "quik"], 3, "quick"),
+        (["-e", "Sound!"], 2, "not an encoder name"),
+        (["-e", "sound", "--device", "tpu"], 2, "not a device"),
+        (["-e", "sound", "--weights", "nonsense"], 2, "NAME=FILE"),
+        (["-e", "dinov2", "--weights", "dinov2-small=nowhere.safetensors"], 4, "nowhere.safetensors"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(toy: Path, arguments: list[str], code: int, sentence: str) -> None:
+    done = run(toy, *arguments)
+    assert done.exit_code == code, done.output
+    assert sentence in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_missing_device_is_an_error(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foresight_bench.devices._gpus", list)
+    done = run(toy, "-e", "sound", "--device", "cuda")
+    assert done.exit_code == 4
+    assert "no CUDA device" in done.stderr
+
+
+def test_an_unwritable_folder_is_said_so(toy: Path) -> None:
+    toy.write_text("a file where the folder should be")
+    done = run(toy, "-e", "sound")
+    assert done.exit_code == 4
+    assert "Cannot write" in done.stderr
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foresight_bench import store
+    from foresight_bench.errors import EnvironmentFault
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        store.write_atomically(tmp_path / "cell.json", b"half")
+    assert not list(tmp_path.iterdir())
+
+
+def test_altered_scores_are_noticed(toy: Path) -> None:
+    assert run(toy, "-e", "sound", "-x", "Q2").exit_code == 0
+    cell = cells(toy)["blank", "Q2"]
+    path = Store(toy).path(cell).with_suffix(".safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(DataError, match="not the file"):
+        Store(toy).scores(cell)
