@@ -24,7 +24,8 @@ class LatentSufficiency:
     """Decodes the features of the best tap."""
 
     def __init__(self, spec: ExperimentSpec) -> None:
-        self.metrics = tuple(criterion.metric for criterion in spec.criteria)
+        self.gating = tuple(c.metric for c in spec.criteria if c.threshold is not None)
+        self.reported = tuple(c.metric for c in spec.criteria if c.threshold is None)
 
     def run(self, bench: Bench, progress: Callable[[str], None]) -> Outcome:
         """Return the metrics of the reconstruction from the tap that `val` chose."""
@@ -42,7 +43,7 @@ class LatentSufficiency:
         pairs = {split: [normal.forward(grid) for grid in bench.latents(split)] for split in ("train", "val")}
         best: tuple[float, str, Adapter] | None = None
         errors: dict[str, float | str] = {}
-        for tap in bench.features.taps:
+        for tap in bench.features.candidates:
             progress(f"adapter at {tap}")
             adapter = bench.adapter()
             adapter.fit(
@@ -73,8 +74,9 @@ class LatentSufficiency:
         if not latents:
             return ()
         frames = torch.cat([_flat(bench.decoder.decode(grid)) for grid in latents])
+        metrics = self.gating if bench.features.control else self.gating + self.reported
         return tuple(
-            Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in self.metrics
+            Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in metrics
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -43,14 +44,15 @@ class LatentAlignment:
         for tap in bench.features.taps:
             progress(f"choosing a tap: {tap}")
             spaces[tap] = _Pair(bench, tap)
-            if len(bench.features.taps) > 1:
+            if tap in bench.features.candidates:
                 errors[f"val_r2.{tap}"] = bench.score_spaces("ridge_r2", spaces[tap].spaces(("val",))).value
-        tap = max(spaces, key=lambda name: float(errors.get(f"val_r2.{name}", 0.0)))
+        tap = max(bench.features.candidates, key=lambda name: float(errors[f"val_r2.{name}"]))
 
         measured: list[Measurement] = []
         for name, pair in spaces.items():
             progress(f"{name}")
-            metrics = self.gating + self.reported if name == tap else self.gating
+            full = name == tap and not bench.features.control
+            metrics = self.gating + self.reported if full else self.gating
             measured += self._measure(bench, name, READOUT, pair.spaces(SCORED), metrics)
         chosen = spaces[tap]
         shuffled: list[Measurement] = []
@@ -102,16 +104,22 @@ def latents_coarse(bench: Bench, split: str) -> Tensor:
 
 def rotated(vectors: Tensor) -> Tensor:
     """Return ``vectors`` [N, D] in a rotated basis at another scale: the same space to any sound metric."""
+    return 3.0 * vectors @ _basis(vectors.shape[1]).to(vectors.device)
+
+
+@lru_cache(maxsize=2)
+def _basis(size: int) -> Tensor:
+    """Return a random orthogonal matrix [size, size] float64."""
     generator = torch.Generator().manual_seed(0)
-    basis, _ = torch.linalg.qr(
-        torch.randn(vectors.shape[1], vectors.shape[1], generator=generator, dtype=torch.float64)
-    )
-    return 3.0 * vectors @ basis.to(vectors.device)
+    basis: Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+    return basis
 
 
 def _averaged(vectors: Tensor, side: int) -> Tensor:
-    cells = vectors.reshape(len(vectors), COARSE_SIDE**2, -1)
-    return vectors if side == COARSE_SIDE else torch.mean(cells, 1)
+    """Return ``vectors`` [N, 16 D] averaged onto a grid of ``side`` (4 or 1) cells a side."""
+    if side == COARSE_SIDE:
+        return vectors
+    return torch.mean(vectors.reshape(len(vectors), COARSE_SIDE**2, -1), 1)
 
 
 def nuisances(bench: Bench, split: str) -> Tensor:

@@ -33,6 +33,11 @@ CONFIDENCES = tuple(level / 20 for level in range(2, 19))
 View = Callable[[Grid], Grid]
 
 
+def same(grid: Grid) -> Grid:
+    """Return ``grid``: the native tokens."""
+    return grid
+
+
 @dataclass(frozen=True)
 class _Fitted:
     """The heads of one tap and readout, with the levels that `val` chose."""
@@ -48,34 +53,37 @@ class InformationPreservation:
 
     def __init__(self, spec: ExperimentSpec) -> None:
         self.thresholds = {c.metric: c.threshold for c in spec.criteria if c.threshold is not None}
-        self.frame_metrics = tuple(c.metric for c in spec.criteria if c.metric not in BOX_METRICS)
+        self.reported = tuple(c.metric for c in spec.criteria if c.threshold is None)
 
     def run(self, bench: Bench, progress: Callable[[str], None]) -> Outcome:
         """Return every metric at every tap; other readouts and the shuffled floor at the chosen tap."""
-        taps = bench.features.taps
+        candidates = bench.features.candidates
+        gating = tuple(self.thresholds)
+        metrics = gating if bench.features.control else gating + self.reported
         measured: list[Measurement] = []
         margins: dict[str, float] = {}
         fitted: dict[str, _Fitted] = {}
-        for tap in taps:
+        for tap in bench.features.taps:
             progress(tap)
-            fitted[tap] = self._fit(bench, tap)
-            measured += self._measure(bench, fitted[tap], "test", tap, READOUT)
-            if len(taps) > 1:
-                margins[tap] = self._worst_margin(bench, self._measure(bench, fitted[tap], "val", tap, READOUT))
-        tap = max(margins, key=lambda name: margins[name]) if margins else taps[0]
+            fitted[tap] = self._fit(bench, tap, same)
+            measured += self._measure(bench, fitted[tap], "test", tap, READOUT, same, metrics)
+            if tap in candidates and len(candidates) > 1:
+                on_val = self._measure(bench, fitted[tap], "val", tap, READOUT, same, gating)
+                margins[tap] = self._worst_margin(bench, on_val)
+        tap = max(margins, key=lambda name: margins[name]) if margins else candidates[0]
 
         shuffled: list[Measurement] = []
         if bench.features.control != "floor":
             progress(f"{tap} shuffled")
-            shuffled = self._measure(bench, fitted[tap], "test", tap, READOUT, next_clip)
+            shuffled = self._measure(bench, fitted[tap], "test", tap, READOUT, next_clip, gating)
         if not bench.features.control:
             for readout, view in other_readouts(bench.tokens(tap, "train")[0]).items():
                 progress(f"{tap} {readout}")
-                measured += self._measure(bench, self._fit(bench, tap, view), "test", tap, readout)
+                measured += self._measure(bench, self._fit(bench, tap, view), "test", tap, readout, same, metrics)
         details: dict[str, float | str] = {f"val_margin.{name}": value for name, value in margins.items()}
         return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), fitted[tap].heads.parameters, details)
 
-    def _fit(self, bench: Bench, tap: str, view: View = lambda grid: grid) -> _Fitted:
+    def _fit(self, bench: Bench, tap: str, view: View) -> _Fitted:
         blocks = {split: _blocks(bench, tap, split, view) for split in ("train", "val")}
         heads = Heads.fitted(blocks["train"], blocks["val"], len(bench.data.class_names))
         height, width = blocks["val"][0][2].shape[2:]
@@ -102,8 +110,10 @@ class InformationPreservation:
         split: str,
         tap: str,
         readout: str,
-        disturb: View = lambda grid: grid,
+        disturb: View,
+        metrics: Sequence[str],
     ) -> list[Measurement]:
+        """Measure ``metrics`` on a split, with the tokens ``disturb``ed."""
         height, width = bench.shared.split(split).blocks[0].shape[2:]
         readings = [fitted.heads.read(disturb(fitted.view(grid)), height, width) for grid in bench.tokens(tap, split)]
         frames = torch.cat([reading.frames for reading in readings])
@@ -111,9 +121,12 @@ class InformationPreservation:
         extents = [b for r in readings for b in extent_boxes(r.cover, fitted.cover, height, width)]
         confident = [p.confident(fitted.confidence) for p in proposals]
         ranked = [p.ranked() for p in proposals]
-        found = {metric: bench.score_frames(metric, split, frames) for metric in self.frame_metrics}
-        found["box_iou"] = bench.score_boxes("box_iou", split, confident)
-        found |= {metric: bench.score_boxes(metric, split, ranked) for metric in ("map50", "map")}
+        found = {}
+        for metric in metrics:
+            if metric in BOX_METRICS:
+                found[metric] = bench.score_boxes(metric, split, confident if metric == "box_iou" else ranked)
+            else:
+                found[metric] = bench.score_frames(metric, split, frames)
         by_extent = bench.score_boxes("box_iou", split, extents)
         return [
             *(Measurement(metric, tap, readout, scores) for metric, scores in found.items()),

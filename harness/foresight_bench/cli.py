@@ -103,8 +103,8 @@ def run(
     statuses = []
     experiments_by_name = tables.suite_experiments(session.suite)
     for key, group in tables.systems(cells).items():
-        found = tables.decisions(group, list(experiments_by_name))
-        statuses += [tables.status_of(gate, found) for gate in session.suite.gates]
+        gates = [(gate, tables.gate_result(gate, group)) for gate in session.suite.gates]
+        statuses += [result.status for _, result in gates]
         if as_json:
             continue
         encoder, adapter, decoder, used_seed = key
@@ -117,11 +117,10 @@ def run(
                 click.echo(f"  {cell.reason}")
                 continue
             click.echo(tables.experiment_table(cell, spec))
-            curve = tables.retention(cell, [c.metric for c in spec.criteria if c.threshold is not None], cell.readout)
-            if curve:
+            if curve := tables.retention(cell):
                 click.echo(f"\nRetention over taps ({cell.readout}; bars from best floor to ceiling)\n{curve}")
-        for gate in session.suite.gates:
-            click.echo("\n" + tables.gate_line(gate, found))
+        for gate, result in gates:
+            click.echo("\n" + tables.gate_line(gate, result))
     failed = [cell for cell in session.result.cells.values() if cell.status not in ("ok", "skipped")]
     for cell in failed:
         note(f"{cell.identity.encoder} {cell.identity.experiment} {cell.status}: {cell.reason}")

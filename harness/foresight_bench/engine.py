@@ -139,6 +139,7 @@ class Engine:
                 taps,
                 self.shared.data,
                 control=spec.control,
+                stem=variant.stem,
                 progress=lambda frames: self.emit(f"{stream}: features", frames),
             )
         features = self._backbones[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,9 +31,15 @@ class FeatureSet:
     """[N, COARSE_SIDE^2 * C] float32, clip averages on a coarse grid, for every split."""
     control: str = ""
     """The encoder spec's ``control``."""
+    stem: tuple[str, ...] = ()
+    """Taps of the variant's ``stem``."""
     seconds: float = 0.0
     frames: int = 0
-    details: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The taps that may gate: those behind the stem, or all if there are no others."""
+        return tuple(tap for tap in self.taps if tap not in self.stem) or self.taps
 
 
 def extract(
@@ -42,6 +48,7 @@ def extract(
     data: Data,
     *,
     control: str = "",
+    stem: Sequence[str] = (),
     batch_frames: int = BATCH_FRAMES,
     progress: Callable[[int], None] = lambda frames: None,
 ) -> FeatureSet:
@@ -80,7 +87,7 @@ def extract(
             coarse[tap, split] = torch.cat(averages[tap])
             if split in data.dense:
                 tokens[tap, split] = tuple(kept[tap])
-    return FeatureSet(tuple(taps), tokens, coarse, control, time.monotonic() - started, frames)
+    return FeatureSet(tuple(taps), tokens, coarse, control, tuple(stem), time.monotonic() - started, frames)
 
 
 def _checked(grid: Grid | None, tap: str, clips: int) -> Grid:
@@ -155,7 +162,7 @@ def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:
             blocks = zip(*(part.tokens[part.taps[0], split] for part in scaled), strict=True)
             tokens[label, split] = tuple(_concatenated(block) for block in blocks)
     seconds, frames = sum(s.seconds for s in streams), max(s.frames for s in streams)
-    return FeatureSet((label,), tokens, coarse, "", seconds, frames)
+    return FeatureSet((label,), tokens, coarse, seconds=seconds, frames=frames)
 
 
 def _standardised(features: FeatureSet) -> FeatureSet:

@@ -14,9 +14,8 @@ from foresight_bench.specs import ExperimentSpec, SuiteSpec
 from foresight_bench.store import Store
 from foresight_bench.tables import (
     combination,
-    decisions,
+    gate_result,
     gating,
-    status_of,
     suite_experiments,
     systems,
     threshold,
@@ -89,11 +88,14 @@ def _gate_table(suite: SuiteSpec, cells: Sequence[Cell]) -> str:
     rows = []
     names = [spec.name for spec in suite.experiments]
     for key, group in systems(cells).items():
-        found = decisions(group, names)
         label = f"{key[0]}{f' (seed {key[3]})' if key[3] else ''}"
-        verdicts = [str(found.get(name, "not run")) for name in names]
         for gate in suite.gates:
-            rows.append([label, key[1], key[2], *verdicts, str(status_of(gate, found))])
+            result = gate_result(gate, group)
+            verdicts = [
+                f"{result.decisions[name]} at {result.taps.get(name, '-')}" if name in result.decisions else "not run"
+                for name in names
+            ]
+            rows.append([label, key[1], key[2], *verdicts, str(result.status)])
     return tabulate(rows, ["encoder", "adapter", "decoder", *names, "Gate 1"], tablefmt="github", disable_numparse=True)
 
 

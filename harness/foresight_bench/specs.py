@@ -64,6 +64,9 @@ class Variant:
     """Keyword arguments of the target."""
     weights: Weights | None = None
     """None for an encoder that has none (a control)."""
+    stem: tuple[str, ...] = ()
+    """Taps before any token has seen another. They are linear in the pixels, so what they score says what pixels
+    score: they are read for the curve over depth, and gate only where nothing else was selected."""
 
 
 @dataclass(frozen=True)

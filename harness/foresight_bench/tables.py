@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tabulate import tabulate
 
@@ -97,42 +98,29 @@ def heading(cell: Cell, spec: ExperimentSpec) -> str:
     return f"{spec.name} {decision}: {spec.question} ({where})"
 
 
-def retention(cell: Cell, metrics: Sequence[str], readout: str) -> str:
-    """Return a small plot: one line a metric, one column a tap, height between floor and ceiling.
+def retention(cell: Cell) -> str:
+    """Return a small plot of the gated metrics: one line a metric, one column a tap; empty for a single tap.
 
-    Where no ceiling or floor stands beside the metric the line runs between its own least and greatest value.
+    A bar's height is where the value lies between the best floor and the ceiling.
     """
-    taps = list(cell.identity.taps)
+    read = {(r.metric, r.tap): r.estimate.value for r in cell.metrics if r.readout == cell.readout}
+    taps = [tap for tap in cell.identity.taps if any(found == tap for _, found in read)]
     if len(taps) < 2:
         return ""
-    lines = []
-    width = max(len(tap) for tap in taps) + 1
-    name_width = max(len(metric) for metric in metrics)
-    lines.append(" " * (name_width + 2) + "".join(tap.rjust(width) for tap in taps))
-    gated = {result.metric: result for result in gating(cell)}
-    for metric in metrics:
-        found = {r.tap: r for r in cell.metrics if r.metric == metric and r.readout == readout}
-        values = [found[tap].estimate.value if tap in found else None for tap in taps]
-        known = [value for value in values if value is not None]
-        if not known:
-            continue
-        low, high = min(known), max(known)
-        anchor = gated.get(metric)
-        if anchor is not None and anchor.ceiling and anchor.ceiling.value is not None and anchor.best_floor:
-            floor = anchor.floors[anchor.best_floor].value
-            if floor is not None:
-                low, high = floor, anchor.ceiling.value
-        elif found and next(iter(found.values())).direction == "lower":
-            low, high = high, low
-        cells = [f"{_block(value, low, high)} {number(value)}".rjust(width) for value in values]
-        lines.append(f"{metric.rjust(name_width)}  " + "".join(cells))
-    return "\n".join(lines)
+    rows = []
+    for result in gating(cell):
+        floor = result.floors[result.best_floor].value if result.best_floor else None
+        ceiling = result.ceiling.value if result.ceiling else None
+        values = [read.get((result.metric, tap)) for tap in taps]
+        rows.append([result.metric] + [f"{_block(value, floor, ceiling)} {number(value)}" for value in values])
+    aligned = ("right",) * (len(taps) + 1)
+    return tabulate(rows, ["", *taps], tablefmt="plain", disable_numparse=True, colalign=aligned)
 
 
-def _block(value: float | None, low: float, high: float) -> str:
-    if value is None or high == low:
+def _block(value: float | None, floor: float | None, ceiling: float | None) -> str:
+    if value is None or floor is None or ceiling is None or ceiling == floor:
         return " "
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    share = min(1.0, max(0.0, (value - floor) / (ceiling - floor)))
     return BLOCKS[round(share * (len(BLOCKS) - 1))]
 
 
@@ -146,17 +134,46 @@ def decisions(cells: Iterable[Cell], names: Sequence[str]) -> dict[str, Decision
     return found
 
 
-def gate_line(gate: GateSpec, found: Mapping[str, Decision]) -> str:
-    """Return the gate's status in one line; experiments that were not run leave it INCONCLUSIVE."""
-    status = status_of(gate, found)
-    proceed = sum(decision is Decision.PROCEED for decision in found.values())
-    parts = ", ".join(f"{name} {found.get(name, 'not run')}" for name in gate.experiments)
-    return f"{gate.title}: {status}, {proceed}/{len(gate.experiments)} proceed ({parts})"
+@dataclass(frozen=True)
+class GateResult:
+    """What one system made of a gate."""
+
+    status: GateStatus
+    decisions: Mapping[str, Decision]
+    taps: Mapping[str, str]
+    """The tap that each experiment chose."""
+
+    @property
+    def one_tap(self) -> bool:
+        """Whether all experiments were answered at the same tap."""
+        return len(set(self.taps.values())) <= 1
 
 
-def status_of(gate: GateSpec, found: Mapping[str, Decision]) -> GateStatus:
-    """Return the gate's status."""
-    return gate_status([found.get(name, Decision.INCONCLUSIVE) for name in gate.experiments])
+def gate_result(gate: GateSpec, cells: Iterable[Cell]) -> GateResult:
+    """Return the gate's status for one system.
+
+    An experiment that was not run leaves the gate INCONCLUSIVE, and so do experiments that all proceed at
+    different taps: no one representation has then been shown to do it all.
+    """
+    mine = [cell for cell in cells if cell.identity.experiment in gate.experiments]
+    found = decisions(mine, gate.experiments)
+    taps = {cell.identity.experiment: cell.tap for cell in mine if cell.tap}
+    status = gate_status([found.get(name, Decision.INCONCLUSIVE) for name in gate.experiments])
+    result = GateResult(status, found, taps)
+    if status is GateStatus.PASSED and not result.one_tap:
+        return replace(result, status=GateStatus.INCONCLUSIVE)
+    return result
+
+
+def gate_line(gate: GateSpec, result: GateResult) -> str:
+    """Return the gate's status in one line, and a second one if the experiments chose different taps."""
+    proceed = sum(decision is Decision.PROCEED for decision in result.decisions.values())
+    parts = ", ".join(f"{name} {result.decisions.get(name, 'not run')}" for name in gate.experiments)
+    line = f"{gate.title}: {result.status}, {proceed}/{len(gate.experiments)} proceed ({parts})"
+    if result.one_tap:
+        return line
+    taps = ", ".join(f"{name} {tap}" for name, tap in result.taps.items())
+    return f"{line}\nEach experiment took its best tap ({taps}); ask one tap all questions with ENCODER@TAP."
 
 
 def combination(cell: Cell) -> tuple[str, str, str, int]:

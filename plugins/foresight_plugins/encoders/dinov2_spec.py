@@ -22,6 +22,7 @@ def _variant(name: str, architecture: str, depth: int, archive: RegistryArchive 
         name=name,
         taps=("patch_embed", *(f"block.{index}" for index in range(depth)), "final"),
         default_taps=("patch_embed", *quarters, "final"),
+        stem=("patch_embed",),
         params={"architecture": architecture},
         weights=Weights(
             name=f"dinov2-{name}",

@@ -19,7 +19,7 @@ class Cka:
     ``details``: ``biased``; ``p`` and ``null_mean`` over ``permutations`` pairings of the clips.
     """
 
-    def __init__(self, permutations: int = 499) -> None:
+    def __init__(self, permutations: int = 199) -> None:
         self._permutations = permutations
 
     def score(self, spaces: Spaces) -> Scores:

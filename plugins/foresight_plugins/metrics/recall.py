@@ -29,7 +29,7 @@ class Recall:
     ``details``: ``chance``; ``p`` and ``null_mean`` over ``permutations`` pairings of the clips.
     """
 
-    def __init__(self, k: int = 10, permutations: int = 499) -> None:
+    def __init__(self, k: int = 10, permutations: int = 199) -> None:
         self._k = k
         self._permutations = permutations
 

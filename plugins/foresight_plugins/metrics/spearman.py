@@ -26,7 +26,7 @@ class Spearman:
     ``details['p']`` is Mantel's, from ``permutations`` pairings of the clips.
     """
 
-    def __init__(self, permutations: int = 999) -> None:
+    def __init__(self, permutations: int = 199) -> None:
         self._permutations = permutations
 
     def score(self, spaces: Spaces) -> Scores:
