@@ -6,7 +6,7 @@ closed form, so that there is nothing to tune but the penalty, which `val` choos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from foresight_bench.grids import Grid
 from foresight_bench.ridge import Moments, Ridge, fit
 from foresight_gates.targets import CellTargets, cell_centres
 
-ROWS = 64
+ROWS = 32
 """Clips whose tokens are standardised and multiplied at a time; bounds the memory of a pass."""
 NMS_IOU = 0.5
 MIN_SCORE = 0.05
@@ -56,29 +56,24 @@ class Standard:
             yield slice(start * t, stop * t), part.flatten(0, 3)
 
 
-def fit_map(
-    standard: Standard,
-    train: Sequence[tuple[Grid, Tensor, Tensor | None]],
-    val: Sequence[tuple[Grid, Tensor, Tensor | None]],
-) -> Ridge:
-    """Fit one linear map from tokens to targets.
+Block = tuple[Grid, CellTargets, Tensor]
+"""A grid, its targets, and the frames [F, 3, H, W] it was made from."""
+Wanted = Callable[[CellTargets, Tensor, slice], tuple[Tensor, Tensor | None]]
+"""``wanted(targets, frames, part)``: targets [., H', W', E] of some frames, and which cells count (None: all)."""
 
-    Args:
-        standard: standardises the tokens.
-        train: per block the grid, its targets [F, H', W', E], and which cells count [F, H', W'] (None: all).
-        val: the same; chooses the penalty.
-    """
 
-    def moments(blocks: Sequence[tuple[Grid, Tensor, Tensor | None]]) -> Moments:
+def fit_map(standard: Standard, train: Sequence[Block], val: Sequence[Block], wanted: Wanted) -> Ridge:
+    """Fit one linear map from standardised tokens to what is ``wanted`` of them; ``val`` chooses the penalties."""
+
+    def moments(blocks: Sequence[Block]) -> Moments:
         total = Moments()
-        for grid, targets, mask in blocks:
-            for frames, rows in standard.rows(grid):
-                wanted = targets[frames].flatten(0, 2)
+        for grid, targets, frames in blocks:
+            for part, rows in standard.rows(grid):
+                answers, mask = wanted(targets, frames, part)
                 if mask is None:
-                    total.accumulate(rows, wanted)
+                    total.accumulate(rows, answers.flatten(0, 2))
                 else:
-                    chosen = mask[frames].flatten()
-                    total.accumulate(rows[chosen], wanted[chosen])
+                    total.accumulate(rows[mask.flatten()], answers[mask])
         return total
 
     return fit(moments(train), moments(val))
@@ -142,26 +137,26 @@ class Heads:
     @classmethod
     def fitted(
         cls,
-        train: Sequence[tuple[Grid, CellTargets, Tensor]],
-        val: Sequence[tuple[Grid, CellTargets, Tensor]],
+        train: Sequence[Block],
+        val: Sequence[Block],
         classes: int,
     ) -> Heads:
-        """Fit on blocks of (grid, targets, frames [F, 3, H, W]) of ``train``; ``val`` chooses the penalties."""
+        """Fit on ``train``; ``val`` chooses the penalties."""
         side = max(1, round(train[0][2].shape[2] / train[0][0].shape[2]))
         standard = Standard.of([grid for grid, _, _ in train])
 
-        def everywhere(grid: Grid, targets: CellTargets, frames: Tensor) -> tuple[Grid, Tensor, Tensor | None]:
-            presence = torch.stack([targets.central, targets.owner >= 0], -1).float()
-            return grid, torch.cat([presence, _cells(frames, grid, side)], -1), None
+        def everywhere(targets: CellTargets, frames: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
+            presence = torch.stack([targets.central[part], targets.owner[part] >= 0], -1).float()
+            return torch.cat([presence, _cells(frames[part], targets, side)], -1), None
 
-        def inside(grid: Grid, targets: CellTargets, _: Tensor) -> tuple[Grid, Tensor, Tensor | None]:
-            one_hot = F.one_hot(targets.classes.clamp_min(0), classes).float()
-            return grid, torch.cat([one_hot, targets.distances], -1), targets.central
+        def inside(targets: CellTargets, frames: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
+            one_hot = F.one_hot(targets.classes[part].clamp_min(0), classes).float()
+            return torch.cat([one_hot, targets.distances[part]], -1), targets.central[part]
 
         return cls(
             standard,
-            fit_map(standard, [everywhere(*block) for block in train], [everywhere(*block) for block in val]),
-            fit_map(standard, [inside(*block) for block in train], [inside(*block) for block in val]),
+            fit_map(standard, train, val, everywhere),
+            fit_map(standard, train, val, inside),
             side,
             classes,
         )
@@ -228,9 +223,9 @@ def extent_boxes(cover: Tensor, threshold: float, height: int, width: int) -> li
     return result
 
 
-def _cells(frames: Tensor, grid: Grid, side: int) -> Tensor:
+def _cells(frames: Tensor, targets: CellTargets, side: int) -> Tensor:
     """Cut frames [F, 3, H, W] into the pixels of each cell: [F, H', W', 3 * side^2]."""
-    _, _, h, w, _ = grid.shape
+    _, h, w = targets.owner.shape
     columns = F.unfold(_resized(frames, h * side, w * side), side, stride=side)
     return columns.transpose(1, 2).reshape(len(frames), h, w, -1)
 

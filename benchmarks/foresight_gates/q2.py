@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from foresight_bench.bench import Bench
 from foresight_bench.contracts import FrameBoxes, Measurement, Outcome
@@ -20,8 +19,8 @@ from foresight_bench.features import next_clip, pooled_grid
 from foresight_bench.grids import Grid
 from foresight_bench.scores import Scores
 from foresight_bench.specs import ExperimentSpec
-from foresight_gates.probes import Heads, Reading, extent_boxes
-from foresight_gates.targets import CellTargets, cell_targets
+from foresight_gates.probes import Block, Heads, Reading, extent_boxes
+from foresight_gates.targets import cell_targets
 
 READOUT = "tokens"
 COMMON = 16
@@ -152,7 +151,7 @@ def other_readouts(grid: Grid) -> dict[str, View]:
     return ways
 
 
-def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[tuple[Grid, CellTargets, Tensor]]:
+def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[Block]:
     """Return (grid, targets on that grid, frames [F, 3, H, W]) of each block of a split."""
     result = []
     for block, tokens in zip(bench.shared.split(split).blocks, bench.tokens(tap, split), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 from foresight_bench.grids import Grid
 from foresight_bench.ridge import Moments, Ridge, fit
 
-CLIPS = 64
+CLIPS = 32
 """Clips whose cells are multiplied at a time; bounds the memory of a pass."""
 
 
