@@ -19,7 +19,7 @@ def _experiment(name: str, target: str, axes: tuple[str, ...], gated: dict[str, 
 
 EXPERIMENTS = (
     _experiment("C1", "foresight_gates.c1:LatentSufficiency", ("adapter", "decoder"), {"psnr": (20.0, "oracle")}),
-    _experiment("Q1", "foresight_gates.q1:LatentAlignment", ("decoder",), {"ridge_r2": (0.5, "oracle")}),
+    _experiment("Q1", "foresight_gates.q1:LatentAlignment", ("decoder",), {"ridge_r2": (0.25, "oracle")}),
     _experiment(
         "Q2",
         "foresight_gates.q2:InformationPreservation",
@@ -46,7 +46,9 @@ def foresight_suites() -> list[SuiteSpec]:
     )
     leaky = replace(suite, name="leaky", target="toy_plugin:LeakyData", digests={**digests, "val": _leak_digest()})
     altered = replace(suite, name="altered", digests={**digests, "test": "0" * 64})
-    return [suite, leaky, altered]
+    q1 = _experiment("Q1", EXPERIMENTS[1].target, ("decoder",), {"ridge_r2": (0.9, "oracle")})
+    hard = replace(suite, name="hard", experiments=(EXPERIMENTS[0], q1, EXPERIMENTS[2]))
+    return [suite, leaky, altered, hard]
 
 
 def _recipe() -> object:

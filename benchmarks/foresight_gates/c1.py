@@ -73,7 +73,7 @@ class LatentSufficiency:
     def _measure(self, bench: Bench, tap: str, latents: Sequence[Grid]) -> tuple[Measurement, ...]:
         if not latents:
             return ()
-        frames = torch.cat([_flat(bench.decoder.decode(grid)) for grid in latents])
+        frames = torch.cat([bench.decoded(grid) for grid in latents])
         metrics = self.gating if bench.features.control else self.gating + self.reported
         return tuple(
             Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in metrics
@@ -109,7 +109,3 @@ def mean_squared_error(adapter: Adapter, features: Sequence[Grid], latents: Sequ
         total += float((adapter.predict(grid).values - wanted.values).square().sum(dtype=torch.float64))
         count += wanted.values.numel()
     return total / count
-
-
-def _flat(frames: Tensor) -> Tensor:
-    return frames.flatten(0, 1)

@@ -10,10 +10,11 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Protocol
 
 import torch
 
@@ -31,10 +32,16 @@ from foresight_bench.scores import Scores
 from foresight_bench.store import Store, keyed, pack
 from foresight_bench.verdicts import Verdict, decide
 
-Emit = Callable[[str, int], None]
-"""``emit(text, units)``: what is going on, and how many units of work just ended."""
-CELL_UNITS = 64
-"""Progress units of one cell, in frames through an encoder: about what an experiment costs on the CPU."""
+CELL_UNITS = 150
+"""Progress units of one cell, in frames through an encoder: on a CPU an experiment takes 5 to 30 s, a frame .1 s."""
+
+
+class Emit(Protocol):
+    """Receives what is going on."""
+
+    def __call__(self, text: str, units: int = 0, total: int | None = None) -> None:
+        """Say ``text``, that ``units`` of work just ended, and how many there are in all once that is known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class Engine:
             DataError: the data is not the suite's, or a split shares a frame with another.
         """
         self._check_data()
+        self.emit("starting", total=self._units(missing))
         for row in self.plan.rows:
             cells = [cell for cell in row.cells if cell.id in missing]
             if cells:
@@ -85,7 +93,7 @@ class Engine:
 
     def _check_data(self) -> None:
         for name in self.shared.data.names:
-            self.emit(f"rendering {name}", 0)
+            self.emit(f"rendering {name}")
             self.shared.split(name)  # into memory, where the digest then finds it
             found = self.shared.data.digest(name)
             if found != self.suite.digests[name]:
@@ -94,6 +102,18 @@ class Engine:
                     "Run `foresight-bench scenes verify`; a changed generator needs a new suite version.",
                 )
         self.shared.data.check_disjoint()
+
+    def _units(self, missing: frozenset[str]) -> int:
+        splits = map(self.shared.split, self.shared.data.names)
+        frames = sum(n * t for split in splits for n, t, _, _ in (block.shape for block in split.blocks))
+        passes: set[object] = set()
+        cells = 0
+        for row in self.plan.rows:
+            wanted = sum(cell.id in missing for cell in row.cells)
+            cells += wanted
+            if wanted:
+                passes.update(stream.backbone for stream in row.streams)
+        return CELL_UNITS * cells + frames * len(passes)
 
     def _run_row(self, row: Row, cells: Sequence[PlannedCell]) -> None:
         try:
@@ -130,7 +150,7 @@ class Engine:
             weights = None
             if variant.weights is not None and not stream.random:
                 weights = self.plan.weights[variant.weights.name]
-            self.emit(f"{stream}: loading", 0)
+            self.emit(f"{stream}: loading")
             encoder: Encoder = target(spec.target)(
                 weights=weights, device=self.shared.device, seed=seed, **variant.params
             )
@@ -153,9 +173,9 @@ class Engine:
         identity = cell.identity
         spec = self.experiments[identity.experiment]
         bench = Bench(self.shared, features, identity.seed, identity.adapter or "", identity.decoder or "")
-        self.emit(f"{identity.encoder}: {spec.name}", 0)
+        self.emit(f"{identity.encoder}: {spec.name}")
         outcome: Outcome = target(spec.target)(spec).run(
-            bench, lambda text: self.emit(f"{identity.encoder}: {spec.name} {text}", 0)
+            bench, lambda text: self.emit(f"{identity.encoder}: {spec.name} {text}")
         )
         results = metric_results(
             spec, outcome, self.registry, None if not cell.controls else self._control_scores(cell)

@@ -23,8 +23,6 @@ from foresight_bench.worker import Job
 ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=134217728:glibc.malloc.trim_threshold=536870912"
 """Lets the worker keep and reuse its memory, in huge pages. By default every tensor over 32 MB is mapped and
 unmapped anew: one control row of `quick` took 11.2 s in the kernel and 36.9 s in all, against 5.1 s and 31.0 s."""
-CELL_UNITS = 64
-"""Progress units of one cell, counted in frames through an encoder: about what an experiment costs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def execute(plan: Plan, selection: Selection, device: Device, store: Store) -> R
         provenance = current_provenance(device, {name: w.source for name, w in plan.weights.items()})
         job = Job.of(selection, dict(plan.weights), [cell.id for cell in missing], store.root, provenance)
         log = store.root / plan.cohort / device.machine / "worker.log"
-        _run_worker(job, log, _units(plan, {cell.id for cell in missing}))
+        _run_worker(job, log)
         finished = {**store.finished(plan.cohort, device.machine), **_failed(store, plan, device)}
         for cell in missing:
             if cell.id not in finished:
@@ -64,12 +62,7 @@ def execute(plan: Plan, selection: Selection, device: Device, store: Store) -> R
     return RunResult(cells, len(wanted) - len(missing))
 
 
-def _units(plan: Plan, missing: set[str]) -> int:
-    rows = [sum(cell.id in missing for cell in row.cells) for row in plan.rows]
-    return sum(CELL_UNITS * cells for cells in rows)
-
-
-def _run_worker(job: Job, log: Path, total: int) -> None:
+def _run_worker(job: Job, log: Path) -> None:
     """Run the worker to its end, showing its progress.
 
     Raises:
@@ -78,7 +71,7 @@ def _run_worker(job: Job, log: Path, total: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "foresight_bench.worker"]
     bar = tqdm(
-        total=total,
+        total=1,
         file=sys.stderr,
         disable=None,  # silent when stderr is not a terminal
         bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}",
@@ -109,6 +102,8 @@ def _run_worker(job: Job, log: Path, total: int) -> None:
                     failure = ForesightError(event["error"], event["hint"])
                     failure.exit_code = event["exit_code"]
                     continue
+                if event["total"] is not None:
+                    bar.reset(event["total"])
                 bar.set_postfix_str(event["text"], refresh=False)
                 bar.update(event["units"])
                 bar.refresh()

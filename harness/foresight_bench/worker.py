@@ -68,7 +68,7 @@ def main() -> int:
 
     job = Job.model_validate_json(sys.stdin.read())
     try:
-        emit(text="importing torch", units=0)
+        emit(text="importing torch", units=0, total=None)
         from foresight_bench.engine import Engine
 
         registry = Registry.installed()
@@ -79,7 +79,7 @@ def main() -> int:
             planned,
             Store(Path(job.results)),
             job.provenance,
-            lambda text, units: emit(text=text, units=units),
+            lambda text, units=0, total=None: emit(text=text, units=units, total=total),
         )
         engine.run(frozenset(job.missing))
     except ForesightError as error:

@@ -51,7 +51,7 @@ def test_a_run_judges_an_encoder_beside_its_controls_and_is_reused(toy: Path) ->
     second = run(toy, "-e", "sound")
     assert time.monotonic() - started < 10
     assert second.stdout == first.stdout
-    assert "15 reused" in second.stderr
+    assert "13 reused" in second.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in toy.rglob("*.json")}
 
     as_json = run(toy, "-e", "sound", "--json")
@@ -81,43 +81,53 @@ def test_a_hybrid_runs(toy: Path) -> None:
     assert cell.tap == "sound@late+pixels@patches"
 
 
-def test_calibration_passes_on_the_toy_suite(toy: Path) -> None:
-    arguments = ["calibrate", "--suite", "toy", "--device", "cpu", "--results", str(toy)]
-    done = CliRunner().invoke(main, arguments)
+def calibrate(results: Path, suite: str) -> Result:
+    arguments = ["calibrate", "--suite", suite, "--device", "cpu", "--results", str(results)]
+    return CliRunner().invoke(main, arguments)
+
+
+def test_calibration_tells_a_suite_that_separates_from_one_that_does_not(toy: Path) -> None:
+    done = calibrate(toy, "toy")
+    assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if line.startswith(("C1", "Q1", "Q2"))]
     assert len(lines) == 5
-    assert done.exit_code == 0, done.output
+    assert all(line.endswith("yes") for line in lines)
+    hard = calibrate(toy, "hard")  # Q1's threshold lies above what 24 train clips let the ceiling reach
+    assert hard.exit_code == 6
+    assert [line.split()[0] for line in hard.stdout.splitlines() if line.endswith("NO")] == ["Q1"]
 
 
-@pytest.mark.parametrize(
-    ("fault", "status", "sentence"),
-    [
-        ("nan", "invalid", "NaN"),
-        ("raises", "error", "out of luck"),
-        ("short", "error", "clips for a batch"),
-        ("forgets", "error", "no grid for tap 'late'"),
-        ("crash", "error", "worker ended"),
-    ],
-)
-def test_a_failure_ends_its_own_cells_and_no_others(toy: Path, fault: str, status: str, sentence: str) -> None:
-    done = run(toy, "-e", fault, "-e", "sound", "-x", "Q2")
+FAULTS = {
+    "nan": ("invalid", "NaN"),
+    "raises": ("error", "out of luck"),
+    "short": ("error", "clips for a batch"),
+    "forgets": ("error", "no grid for tap 'late'"),
+}
+
+
+def test_failures_end_their_own_cells_and_no_others_and_are_retried(toy: Path) -> None:
+    names = [argument for fault in FAULTS for argument in ("-e", fault)]
+    done = run(toy, *names, "-e", "sound", "-x", "Q2")
+    assert done.exit_code == 1, done.output
+    assert "Traceback" not in done.output
+    found = cells(toy)
+    for fault, (status, sentence) in FAULTS.items():
+        assert found[fault, "Q2"].status == status
+        assert sentence in found[fault, "Q2"].reason
+        assert f"{fault} Q2 {status}" in done.stderr
+    assert found["sound", "Q2"].status == "ok"
+    again = run(toy, "-e", "raises", "-e", "sound", "-x", "Q2")
+    assert again.exit_code == 1
+    assert "6 cells, 5 reused" in again.stderr
+
+
+def test_a_dead_worker_keeps_what_it_finished(toy: Path) -> None:
+    done = run(toy, "-e", "crash", "-x", "Q2")
     assert done.exit_code == 1, done.output
     found = cells(toy)
-    assert found[fault, "Q2"].status == status
-    assert sentence in found[fault, "Q2"].reason
+    assert found["crash", "Q2"].status == "error"
+    assert "worker ended" in found["crash", "Q2"].reason
     assert found["blank", "Q2"].status == "ok"
-    if fault != "crash":
-        assert found["sound", "Q2"].status == "ok"
-    assert "Traceback" not in done.output
-    again = run(toy, "-e", "sound", "-x", "Q2")
-    assert again.exit_code == 0, again.output
-
-
-def test_failed_cells_are_retried(toy: Path) -> None:
-    assert run(toy, "-e", "raises", "-x", "Q2").exit_code == 1
-    done = run(toy, "-e", "raises", "-x", "Q2")
-    assert done.exit_code == 1
-    assert "4 reused" in done.stderr
 
 
 def test_a_leaking_split_stops_the_run(toy: Path) -> None:
@@ -180,7 +190,7 @@ def test_a_missing_device_is_an_error(toy: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_an_unwritable_folder_is_said_so(toy: Path) -> None:
     toy.write_text("a file where the folder should be")
-    done = run(toy, "-e", "sound")
+    done = run(toy / "results", "-e", "sound")
     assert done.exit_code == 4
     assert "Cannot write" in done.stderr
 

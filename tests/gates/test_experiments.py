@@ -1,0 +1,183 @@
+"""The experiments on features whose answer is known: perfect ones, useless ones, scrambled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from foresight_bench import features as feature_pass
+from foresight_bench.bench import Bench, Workbench
+from foresight_bench.contracts import Outcome
+from foresight_bench.features import FeatureSet
+from foresight_bench.grids import Grid
+from foresight_bench.registry import Registry, target
+from foresight_bench.specs import Criterion, ExperimentSpec
+from foresight_gates.data import Recipe, SceneData
+from foresight_gates.q1 import cleaned
+from foresight_gates.scenes import SceneParameters
+from foresight_gates.targets import cell_targets
+
+SPLITS = {"train": ((96, 1),), "val": ((24, 1),), "test": ((36, 1), (2, 5)), "align": ((60, 1),)}
+Scramble = Callable[[torch.Tensor], torch.Tensor]
+
+
+@cache
+def shared() -> Workbench:
+    # 224 pixels: at 14 pixels a cell the smallest objects still fill one.
+    data = SceneData(Recipe(SceneParameters(side=224, objects_max=3), SPLITS))
+    return Workbench(Registry.installed(), data, "cpu", {})
+
+
+def experiment(name: str) -> ExperimentSpec:
+    spec = {spec.name: spec for spec in shared().registry.suites["quick"].spec.experiments}[name]
+    # Without LPIPS, whose weights are not needed to tell perfect features from useless ones.
+    return replace(spec, criteria=tuple(c for c in spec.criteria if c.metric != "lpips"))
+
+
+@cache
+def features(encoder: str) -> FeatureSet:
+    spec = shared().registry.encoders[encoder].spec
+    (variant,) = spec.variants
+    model = target(spec.target)(weights=None, device=torch.device("cpu"), seed=0, **variant.params)
+    return feature_pass.extract(model, variant.default_taps, shared().data, control=spec.control)
+
+
+def scrambled(encoder: str, change: Scramble, splits: tuple[str, ...]) -> FeatureSet:
+    whole = features(encoder)
+    tokens = {
+        key: tuple(Grid(change(grid.values)) for grid in grids) if key[1] in splits else grids
+        for key, grids in whole.tokens.items()
+    }
+    return replace(whole, tokens=tokens)
+
+
+def run(name: str, row: FeatureSet) -> Outcome:
+    spec = experiment(name)
+    outcome: Outcome = target(spec.target)(spec).run(Bench(shared(), row, 0, "linear", "patch-pca"), lambda text: None)
+    return outcome
+
+
+def values(outcome: Outcome, *, shuffled: bool = False) -> dict[str, float]:
+    rows = outcome.shuffled if shuffled else outcome.measurements
+    return {m.metric: m.scores.value for m in rows if (m.tap, m.readout) == (outcome.tap, outcome.readout)}
+
+
+def thresholds(name: str) -> dict[str, tuple[float, int]]:
+    metrics = shared().registry.metrics
+    return {
+        c.metric: (c.threshold, 1 if metrics[c.metric].spec.direction == "higher" else -1)
+        for c in experiment(name).criteria
+        if c.threshold is not None
+    }
+
+
+def assert_all_fail(name: str, found: dict[str, float]) -> None:
+    for metric, (threshold, sign) in thresholds(name).items():
+        assert sign * (found[metric] - threshold) < 0, (metric, found[metric])
+
+
+def test_oracle_tokens_through_the_dense_probe() -> None:
+    found = values(run("Q2", features("oracle")))
+    assert found["map50"] >= 0.95
+    assert found["box_iou"] >= 0.9
+
+
+def test_pixels_decode_themselves() -> None:
+    outcome = run("Q2", features("pixels"))
+    assert values(outcome)["edge_f1"] >= 0.99
+    assert_all_fail("Q2", values(outcome, shuffled=True))
+
+
+@pytest.mark.parametrize("name", ["C1", "Q1", "Q2"])
+@pytest.mark.parametrize("floor", ["blank", "mean-rgb"])
+def test_floors_fail_every_threshold(name: str, floor: str) -> None:
+    assert_all_fail(name, values(run(name, features(floor))))
+
+
+@pytest.mark.parametrize("name", ["C1", "Q1"])
+def test_the_ceiling_passes_and_shuffled_fails_every_threshold(name: str) -> None:
+    outcome = run(name, features("oracle"))
+    for metric, (threshold, sign) in thresholds(name).items():
+        assert sign * (values(outcome)[metric] - threshold) > 0, metric
+    assert_all_fail(name, values(outcome, shuffled=True))
+
+
+SCRAMBLES: dict[str, Scramble] = {
+    "transposed": lambda v: v.transpose(2, 3),
+    "rolled by two rows": lambda v: v.roll(2, 2),
+    "flipped": lambda v: v.flip(3),
+    "windows read as raster": lambda v: v.unflatten(2, (4, 4)).unflatten(4, (4, 4)).transpose(3, 4).reshape(v.shape),
+}
+
+
+@pytest.mark.parametrize("change", SCRAMBLES.values(), ids=SCRAMBLES)
+def test_scrambled_tokens_ruin_detection(change: Scramble) -> None:
+    # Scrambled on test alone, as by a tap whose order depends on the batch: boxes then point elsewhere.
+    found = values(run("Q2", scrambled("oracle", change, ("test",))))
+    assert found["box_iou"] < 0.5
+
+
+def test_targets_own_every_visible_object_and_name_its_box() -> None:
+    block = shared().split("test").blocks[0]
+    assert block.truth is not None
+    targets = cell_targets(block.truth, 16, 16, torch.device("cpu"))
+    seen = torch.from_numpy(block.truth.boxes[:, 0, :, 2] > block.truth.boxes[:, 0, :, 0])
+    for frame, slot in seen.nonzero().tolist():
+        mine = targets.owner[frame] == slot
+        assert mine.any(), "every visible object owns a cell"
+        assert (targets.central[frame] & mine).any(), "and one of them trains the box head"
+        row, column = mine.nonzero()[0].tolist()
+        left, top, right, bottom = (targets.distances[frame, row, column] * 224).tolist()
+        x, y = (column + 0.5) * 14, (row + 0.5) * 14
+        found = [x - left, y - top, x + right, y + bottom]
+        assert found == pytest.approx(block.truth.boxes[frame, 0, slot].tolist(), abs=1e-3)
+        assert targets.classes[frame, row, column] == block.truth.classes[frame, slot]
+
+
+def test_regressing_nuisances_out_leaves_nothing_of_a_space_made_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(300, 5, generator=generator, dtype=torch.float64)
+    made = (u @ torch.randn(5, 12, generator=generator, dtype=torch.float64)).float().double()
+    train, scored = cleaned(made[:200], made[200:], u[:200], u[200:])
+    assert not train.any()
+    assert not scored.any(), "rounding must not be blown up to features"
+    independent = torch.randn(300, 12, generator=generator, dtype=torch.float64)
+    kept, _ = cleaned(independent[:200], independent[200:], u[:200], u[200:])
+    assert kept.std(0) == pytest.approx(torch.ones(12), abs=1e-6)
+
+
+def test_a_metric_measured_twice_or_not_at_all_is_not_run() -> None:
+    from foresight_bench.judging import metric_results
+
+    spec = experiment("C1")
+    outcome = run("C1", features("oracle"))
+    controls = {
+        name: {m.metric: m.scores for m in run("C1", features(name)).measurements}
+        for name in ("oracle", "blank", "mean-rgb")
+    }
+
+    def verdicts(changed: Outcome) -> dict[str, str | None]:
+        found = metric_results(spec, changed, shared().registry, controls)
+        return {result.metric: result.verdict for result in found if result.gates}
+
+    assert verdicts(outcome) == {"ssim": "PASS", "spatial_iou": "PASS"}
+    twice = replace(outcome, measurements=(*outcome.measurements, outcome.measurements[0]))
+    assert verdicts(twice)["ssim"] == "NOT RUN"
+    absent = replace(outcome, measurements=outcome.measurements[1:])
+    assert verdicts(absent)["ssim"] == "NOT RUN"
+
+
+def test_criteria_name_controls_that_the_suite_has() -> None:
+    for suite in shared().registry.suites:
+        for spec in suite.spec.experiments:
+            for criterion in spec.criteria:
+                assert isinstance(criterion, Criterion)
+                rows = {criterion.ceiling, *criterion.floors} - {"", "shuffled"}
+                assert rows <= set(suite.spec.controls)
+                if criterion.threshold is not None:
+                    assert criterion.ceiling
+                    assert len(criterion.floors) == 3
