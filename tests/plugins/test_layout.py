@@ -74,7 +74,7 @@ def untrained() -> Encoder:
     create = timm.create_model
     with pytest.MonkeyPatch.context() as patch:
         # A layer scale of one: timm starts at 1e-5, which makes every tap a copy of the first.
-        patch.setattr(timm, "create_model", lambda name, **kw: create(name, depth=3, init_values=1.0, **kw))
+        patch.setattr(timm, "create_model", lambda name, **kw: create(name, depth=3, **kw))
         encoder = DINOv2(weights=None, device="cpu", seed=0, architecture="vit_small_patch14_reg4_dinov2")
     return Recorded(encoder)
 
