@@ -153,13 +153,13 @@ def _session(selection: Any, device: str | None, results: Path, weights: tuple[s
         if plugin.quarantine:
             note(f"Plugin {plugin.name} is quarantined: {plugin.quarantine}")
     found = find_device(device)
-    if device is None and found.name == "cpu":
-        note("No GPU found; running on the CPU.")
     files = dict(_assignment(text) for text in weights)
     selection = replace(selection, device=found.name)
     planned = plan(registry, selection, lambda w: resolve(w, files.get(w.name), notify=note))
     if not planned.cells:
         raise NothingSelected("The selection names no cell.", "See `foresight-bench list`.")
+    if device is None and found.name == "cpu":
+        note("No GPU found; running on the CPU.")
     result = execute(planned, selection, found, Store(results))
     return _Session(registry, registry.suites[selection.suite].spec, result)
 
@@ -330,7 +330,7 @@ def verify(suite: str, as_json: bool) -> None:
 @scenes.command()
 @suite_option
 @click.option("--split", default="test", show_default=True)
-@click.option("--clips", default=8, show_default=True, help="Clips to show.")
+@click.option("--clips", default=10, show_default=True, help="Clips to show of each length.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("scenes.png"))
 @guarded
 def preview(suite: str, split: str, clips: int, output: Path) -> None:
@@ -338,8 +338,7 @@ def preview(suite: str, split: str, clips: int, output: Path) -> None:
     from foresight_bench.pictures import contact_sheet
 
     _, data = _data(suite)
-    sheet = contact_sheet(data.split(split).blocks[-1], data.class_names, range(clips))
-    sheet.save(output)
+    contact_sheet(data.split(split).blocks, data.class_names, clips).save(output)
     note(f"Wrote {output}.")
 
 

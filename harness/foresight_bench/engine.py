@@ -6,6 +6,7 @@ A failure ends the cells it concerns with a typed status and leaves the others a
 from __future__ import annotations
 
 import gc
+import re
 import resource
 import sys
 import time
@@ -53,7 +54,12 @@ class Failure:
 
 
 def classify(error: BaseException) -> Failure:
-    """Return the typed status and the one sentence for an exception."""
+    """Return the typed status and the one sentence for an exception; a cell holds no folder of this machine."""
+    failure = _typed(error)
+    return Failure(failure.status, re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "", failure.reason))
+
+
+def _typed(error: BaseException) -> Failure:
     if isinstance(error, NonFinite):
         return Failure("invalid", error.message)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

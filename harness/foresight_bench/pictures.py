@@ -33,29 +33,34 @@ def _annotate(
         sheet.text((x, y), text, fill=_TEXT)
 
 
-def contact_sheet(
-    batch: ClipBatch,
-    class_names: Sequence[str],
-    clips: Sequence[int] | None = None,
-    frames: Sequence[int] | None = None,
-) -> Image.Image:
-    """Return one row per clip and one column per frame; by default the first 4 clips and up to 5 frames."""
-    count, length, height, width = batch.shape
-    clips = range(min(count, 4)) if clips is None else clips
-    frames = range(0, length, max(1, (length - 1) // 4)) if frames is None else frames
-    size = (len(frames) * (width + _GAP) - _GAP, len(clips) * (height + _GAP) - _GAP)
-    image = Image.new("RGB", size, (0, 0, 0))
+COLUMNS = 5
+
+
+def contact_sheet(blocks: Sequence[ClipBatch], class_names: Sequence[str], clips: int = 4) -> Image.Image:
+    """Return up to ``clips`` clips of each block: single frames side by side, longer clips a row each, 5 frames."""
+    tiles = []
+    for block in blocks:
+        shown, length, _, _ = block[:clips].shape
+        if length == 1:
+            singles = [(i, 0) for i in range(shown)]
+            tiles += [(block, singles[start : start + COLUMNS]) for start in range(0, shown, COLUMNS)]
+        else:
+            frames = sorted({round(t * (length - 1) / (COLUMNS - 1)) for t in range(COLUMNS)})
+            tiles += [(block, [(i, t) for t in frames]) for i in range(shown)]
+    _, _, height, width = blocks[0].shape
+    columns = max(len(row) for _, row in tiles)
+    image = Image.new("RGB", (columns * (width + _GAP) - _GAP, len(tiles) * (height + _GAP) - _GAP), (0, 0, 0))
     sheet = ImageDraw.Draw(image)
-    edges = None if batch.truth is None else batch.truth.edges()
-    for row, i in enumerate(clips):
-        for column, t in enumerate(frames):
-            left, top = column * (width + _GAP), row * (height + _GAP)
-            frame = batch.frames[i, t].copy()
+    for r, (block, row) in enumerate(tiles):
+        edges = None if block.truth is None else block.truth.edges()
+        for c, (i, t) in enumerate(row):
+            left, top = c * (width + _GAP), r * (height + _GAP)
+            frame = block.frames[i, t].copy()
             if edges is not None:
-                frame[edges[i, t]] = np.array(_OUTLINE, dtype=np.uint8)
+                frame[edges[i, t]] = _OUTLINE
             image.paste(Image.fromarray(frame), (left, top))
-            if batch.truth is not None:
-                _annotate(sheet, batch.truth, class_names, i, t, left, top)
+            if block.truth is not None:
+                _annotate(sheet, block.truth, class_names, i, t, left, top)
     return image
 
 

@@ -88,7 +88,7 @@ def cache_folder(name: str) -> Path:
 
 
 def _hint(weights: Weights) -> str:
-    ways = ["pass the path of a .safetensors file"]
+    ways = [f"pass a file (--weights {weights.name}=FILE.safetensors)"]
     if weights.hub:
         ways.append(f"set HF_HOME to a Hugging Face cache that holds {weights.hub.repo}")
     if weights.archive:

@@ -146,7 +146,13 @@ def test_altered_data_stops_the_run(toy: Path) -> None:
 def test_an_interrupt_keeps_finished_cells_and_resumes(toy: Path) -> None:
     command = [sys.executable, "-m", "foresight_bench", "run", "--suite", "toy", "--device", "cpu"]
     command += ["--results", str(toy), "-x", "Q2", "-e", "slow"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell job ignores it
+    )
     deadline = time.monotonic() + 120
     while len(list(toy.rglob("*.json"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.2)

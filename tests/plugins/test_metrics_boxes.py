@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
@@ -191,6 +191,7 @@ def test_unit_weights_give_the_value_of_pycocotools(seed: int, frames: int) -> N
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12))
+@example(seed=14887, frames=2)  # holds a detection of negative height, which COCO leaves out
 def test_multiplicities_give_the_value_of_repeated_frames(seed: int, frames: int) -> None:
     """Each frame repeated in place. No ties within a frame: repeating would interleave them."""
     rng = np.random.default_rng(seed)

@@ -75,13 +75,15 @@ def matches(evaluation: Any, clip: NDArray[np.int64]) -> list[ClassMatches]:
             by_class.setdefault(image["category_id"], []).append(image)
     found = []
     for images in by_class.values():
-        score = np.concatenate([np.asarray(i["dtScores"], dtype=np.float64) for i in images])
+        # COCO leaves out detections whose area is negative; all others count.
+        counted = ~np.concatenate([i["dtIgnore"] for i in images], axis=1).astype(bool).all(0)
+        score = np.concatenate([np.asarray(i["dtScores"], dtype=np.float64) for i in images])[counted]
         order = np.argsort(-score, kind="mergesort")  # stable, as in COCOeval.accumulate
         of_image = np.array([clip[i["image_id"]] for i in images])
         found.append(
             ClassMatches(
-                np.repeat(of_image, [len(i["dtIds"]) for i in images])[order],
-                np.concatenate([i["dtMatches"] > 0 for i in images], axis=1)[:, order],
+                np.repeat(of_image, [len(i["dtIds"]) for i in images])[counted][order],
+                np.concatenate([i["dtMatches"] > 0 for i in images], axis=1)[:, counted][:, order],
                 np.repeat(of_image, [len(i["gtIds"]) for i in images]),
             )
         )

@@ -1,0 +1,113 @@
+"""What people read: numbers, gate lines, the leaderboard's bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from foresight_bench.cells import Cell
+from foresight_bench.cli import main
+from foresight_bench.engine import classify
+from foresight_bench.errors import WeightsError
+from foresight_bench.specs import GateSpec
+from foresight_bench.store import Store
+from foresight_bench.tables import gate_line, gate_result, number, retention, systems
+from foresight_bench.verdicts import GateStatus
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "benchmarks" / "results"
+GATE = GateSpec("gate1", "Gate 1", ("C1", "Q1", "Q2"))
+
+
+@pytest.fixture(scope="module")
+def dinov2() -> list[Cell]:
+    """The committed cells of DINOv2 small."""
+    return [cell for cell in Store(COMMITTED).cells() if cell.identity.encoder == "dinov2:small"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.943, ".943"), (-0.0612, "-.061"), (1.0, "1.000"), (18.53, "18.5"), (0.0, ".000"), (221.4, "221"), (None, "-")],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def decided(cells: list[Cell], decisions: str, taps: str) -> list[Cell]:
+    """Return ``cells`` with the given decisions and taps, in order of experiment."""
+    ordered = sorted(cells, key=lambda cell: cell.identity.experiment)
+    changes = zip(ordered, decisions.split(), taps.split(), strict=True)
+    return [cell.model_copy(update={"decision": decision, "tap": tap}) for cell, decision, tap in changes]
+
+
+def test_a_gate_passes_only_at_one_tap(dinov2: list[Cell]) -> None:
+    together = decided(dinov2, "PROCEED PROCEED PROCEED", "block.2 block.2 block.2")
+    apart = decided(dinov2, "PROCEED PROCEED PROCEED", "block.2 block.2 block.5")
+    assert gate_result(GATE, together).status is GateStatus.PASSED
+    assert gate_result(GATE, apart).status is GateStatus.INCONCLUSIVE
+    assert "ENCODER@TAP" in gate_line(GATE, gate_result(GATE, apart))
+    blocked = decided(dinov2, "PROCEED PIVOT PROCEED", "block.2 block.2 block.5")
+    assert gate_result(GATE, blocked).status is GateStatus.BLOCKED
+    assert gate_result(GATE, together[:2]).status is GateStatus.INCONCLUSIVE
+    assert "Q2 not run" in gate_line(GATE, gate_result(GATE, together[:2]))
+
+
+def test_a_failed_cell_leaves_the_gate_inconclusive(dinov2: list[Cell]) -> None:
+    cells = decided(dinov2, "PROCEED PROCEED PROCEED", "final final final")
+    failed = cells[2].model_copy(update={"status": "oom", "decision": None, "tap": ""})
+    assert gate_result(GATE, [*cells[:2], failed]).status is GateStatus.INCONCLUSIVE
+
+
+def test_systems_share_the_experiments_that_need_no_adapter(dinov2: list[Cell]) -> None:
+    c1 = next(cell for cell in dinov2 if cell.identity.experiment == "C1")
+    other = c1.model_copy(update={"identity": c1.identity.model_copy(update={"adapter": "mlp"})})
+    groups = systems([*dinov2, other])
+    assert sorted(key[1] for key in groups) == ["linear", "mlp"]
+    for group in groups.values():
+        assert sorted(cell.identity.experiment for cell in group) == ["C1", "Q1", "Q2"]
+
+
+def test_the_retention_plot_has_a_column_a_tap_and_full_height_at_the_ceiling(dinov2: list[Cell]) -> None:
+    q2 = next(cell for cell in dinov2 if cell.identity.experiment == "Q2")
+    lines = retention(q2).splitlines()
+    assert lines[0].split() == list(q2.identity.taps)
+    lpips = next(line for line in lines if line.split()[0] == "lpips")
+    assert lpips.split()[1] == "█", "patch_embed decodes as well as pixels do"
+    assert retention(q2.model_copy(update={"metrics": q2.metrics[:1]})) == ""
+
+
+def leaderboard(results: Path, output: Path, *arguments: str) -> int:
+    command = ["leaderboard", "--results", str(results), "--output", str(output), *arguments]
+    return CliRunner().invoke(main, command).exit_code
+
+
+def test_the_leaderboard_is_deterministic_and_its_check_sees_drift(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(COMMITTED, results)
+    one, two = tmp_path / "one.md", tmp_path / "two.md"
+    assert leaderboard(results, one) == 0
+    assert leaderboard(results, two) == 0
+    assert one.read_bytes() == two.read_bytes() == (ROOT / "BENCHMARKS.md").read_bytes()
+    assert leaderboard(results, one, "--check") == 0
+    one.write_text(one.read_text().replace("PIVOT", "PROCEED", 1))
+    assert leaderboard(results, one, "--check") == 6
+    assert leaderboard(tmp_path / "nothing", one) == 4
+
+
+def test_committed_cells_are_whole_clean_and_anonymous() -> None:
+    store = Store(COMMITTED)
+    cells = list(store.cells())
+    assert cells
+    for cell in cells:
+        assert cell.id == cell.identity.cell_id()
+        assert cell.status == "ok"
+        assert not cell.provenance.dirty
+        assert store.scores(cell)
+
+
+def test_a_reason_holds_no_folder() -> None:
+    failure = classify(WeightsError("The weights file /home/somebody/cache/alex.safetensors is broken: 1/2 of it."))
+    assert failure.reason == "The weights file alex.safetensors is broken: 1/2 of it."
