@@ -100,34 +100,18 @@ def run(
     cells = [cell for cell in session.result.cells.values() if cell.identity.encoder in wanted]
     if as_json:
         click.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1))
-    statuses = []
-    experiments_by_name = tables.suite_experiments(session.suite)
-    for key, group in tables.systems(cells).items():
-        gates = [(gate, tables.gate_result(gate, group)) for gate in session.suite.gates]
-        statuses += [result.status for _, result in gates]
-        if as_json:
-            continue
-        encoder, adapter, decoder, used_seed = key
-        through = " + ".join(part for part in (adapter, decoder) if part)
-        click.echo(f"\n{encoder}  ({through + ', ' if through else ''}suite {suite}, seed {used_seed})")
-        for cell in group:
-            spec = experiments_by_name[cell.identity.experiment]
-            click.echo("\n" + tables.heading(cell, spec))
-            if cell.status != "ok":
-                click.echo(f"  {cell.reason}")
-                continue
-            click.echo(tables.experiment_table(cell, spec))
-            if curve := tables.retention(cell):
-                click.echo(f"\nRetention over taps ({cell.readout}; bars from best floor to ceiling)\n{curve}")
-        for gate, result in gates:
-            click.echo("\n" + tables.gate_line(gate, result))
+    groups = tables.systems(cells)
+    if not as_json:
+        for system, group in groups.items():
+            click.echo("\n" + tables.system_text(session.suite, system, group))
     failed = [cell for cell in session.result.cells.values() if cell.status not in ("ok", "skipped")]
     for cell in failed:
         note(f"{cell.identity.encoder} {cell.identity.experiment} {cell.status}: {cell.reason}")
     note(f"{len(session.result.cells)} cells, {session.result.reused} reused, in {results}")
     if failed:
         sys.exit(CELL_FAILED)
-    if require_pass and any(status is not GateStatus.PASSED for status in statuses):
+    results_of_gates = [tables.gate_result(gate, group) for gate in session.suite.gates for group in groups.values()]
+    if require_pass and any(result.status is not GateStatus.PASSED for result in results_of_gates):
         raise CheckFailed("A gate did not pass.")
 
 

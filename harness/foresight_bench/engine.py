@@ -102,7 +102,7 @@ class Engine:
             self.emit(f"rendering {name}")
             self.shared.split(name)  # into memory, where the digest then finds it
             found = self.shared.data.digest(name)
-            if found != self.suite.digests[name]:
+            if found != self.suite.digests.get(name):
                 raise DataError(
                     f"Split '{name}' of suite {self.suite.name} is not the one its digest names ({found[:12]}).",
                     "Run `foresight-bench scenes verify`; a changed generator needs a new suite version.",

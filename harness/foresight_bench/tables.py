@@ -176,19 +176,23 @@ def gate_line(gate: GateSpec, result: GateResult) -> str:
     return f"{line}\nEach experiment took its best tap ({taps}); ask one tap all questions with ENCODER@TAP."
 
 
-def combination(cell: Cell) -> tuple[str, str, str, int]:
+System = tuple[str, str, str, int]
+"""Encoder, adapter, decoder, seed."""
+
+
+def combination(cell: Cell) -> System:
     """Return what makes cells one system: encoder, adapter, decoder, seed."""
     i = cell.identity
     return i.encoder, i.adapter or "", i.decoder or "", i.seed
 
 
-def systems(cells: Iterable[Cell]) -> dict[tuple[str, str, str, int], list[Cell]]:
+def systems(cells: Iterable[Cell]) -> dict[System, list[Cell]]:
     """Group cells into systems: an experiment that uses no adapter or decoder belongs to each of them."""
     every = list(cells)
     full = sorted({combination(cell) for cell in every if cell.identity.adapter is not None})
     if not full:
         full = sorted({combination(cell) for cell in every})
-    groups: dict[tuple[str, str, str, int], list[Cell]] = {}
+    groups: dict[System, list[Cell]] = {}
     for key in full:
         groups[key] = [
             cell
@@ -201,6 +205,22 @@ def systems(cells: Iterable[Cell]) -> dict[tuple[str, str, str, int], list[Cell]
 def _axes(cell: Cell) -> tuple[object, ...]:
     i = cell.identity
     return i.encoder, i.adapter, i.decoder, i.seed
+
+
+def system_text(suite: SuiteSpec, system: System, cells: Sequence[Cell]) -> str:
+    """Return everything there is to read about one system: a table per experiment, curves, the gates' status."""
+    encoder, adapter, decoder, seed = system
+    through = " + ".join(part for part in (adapter, decoder) if part)
+    parts = [f"{encoder}  ({through + ', ' if through else ''}suite {suite.name}, seed {seed})"]
+    experiments = suite_experiments(suite)
+    for cell in sorted(cells, key=lambda cell: list(experiments).index(cell.identity.experiment)):
+        spec = experiments[cell.identity.experiment]
+        body = experiment_table(cell, spec) if cell.status == "ok" else f"  {cell.reason}"
+        parts.append(f"{heading(cell, spec)}\n{body}")
+        if curve := retention(cell):
+            parts.append(f"Retention over taps ({cell.readout}; bars from best floor to ceiling)\n{curve}")
+    parts += [gate_line(gate, gate_result(gate, cells)) for gate in suite.gates]
+    return "\n\n".join(parts)
 
 
 def suite_experiments(suite: SuiteSpec) -> dict[str, ExperimentSpec]:

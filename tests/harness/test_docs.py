@@ -1,0 +1,64 @@
+"""The documents say what the program does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from foresight_bench.cli import main
+from foresight_bench.registry import Registry
+from foresight_bench.store import Store
+from foresight_bench.tables import system_text, systems
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for text in DOCUMENTS.values()
+        for line in re.findall(r"^\$ foresight-bench (.*)$", text, re.MULTILINE)
+    }
+    | {found for text in DOCUMENTS.values() for found in re.findall(r"`foresight-bench ([^`\n]*)`", text)}
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_documented_commands_parse(line: str) -> None:
+    command: click.Command = main
+    arguments = shlex.split(line)
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("foresight-bench", arguments)
+
+
+def test_readme_shows_the_committed_output() -> None:
+    cells = [cell for cell in Store(ROOT / "benchmarks/results").cells() if cell.identity.encoder == "dinov2:small"]
+    ((system, group),) = systems(cells).items()
+    assert system_text(Registry.installed().suites["quick"].spec, system, group) in DOCUMENTS["README.md"]
+
+
+def test_readme_states_the_thresholds() -> None:
+    names = {
+        "lpips": "LPIPS",
+        "ssim": "SSIM",
+        "spatial_iou": "spatial IoU",
+        "ridge_r2": "ridge R2",
+        "spearman": "Spearman",
+        "recall10": "recall@10",
+        "cka": "debiased CKA",
+        "box_iou": "box IoU",
+        "edge_f1": "edge F1",
+        "map50": "mAP@.5",
+    }
+    metrics = Registry.installed().metrics
+    for spec in Registry.installed().suites["quick"].spec.experiments:
+        (row,) = re.findall(rf"^\| {spec.name} .*$", DOCUMENTS["README.md"], re.MULTILINE)
+        for criterion in spec.criteria:
+            if criterion.threshold is not None:
+                sign = ">" if metrics[criterion.metric].spec.direction == "higher" else "<"
+                (stated,) = re.findall(rf"{re.escape(names[criterion.metric])} {sign} (\.\d+)", row)
+                assert float(stated) == criterion.threshold
