@@ -156,7 +156,8 @@ class Engine:
             weights = None
             if variant.weights is not None and not stream.random:
                 weights = self.plan.weights[variant.weights.name]
-            self.emit(f"{stream}: loading")
+            name = self.registry.label((stream,))
+            self.emit(f"{name}: loading")
             encoder: Encoder = target(spec.target)(
                 weights=weights, device=self.shared.device, seed=seed, **variant.params
             )
@@ -166,7 +167,7 @@ class Engine:
                 self.shared.data,
                 control=spec.control,
                 stem=variant.stem,
-                progress=lambda frames: self.emit(f"{stream}: features", frames),
+                progress=lambda frames: self.emit(f"{name}: features", frames),
             )
         features = self._backbones[key]
         if "pooled" in stream.transforms:

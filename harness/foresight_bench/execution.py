@@ -74,7 +74,7 @@ def _run_worker(job: Job, log: Path) -> None:
         total=1,
         file=sys.stderr,
         disable=None,  # silent when stderr is not a terminal
-        bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}",
+        bar_format="{percentage:3.0f}% {bar:30} {elapsed}<{remaining} {desc}",
         dynamic_ncols=True,
         leave=False,
     )
@@ -104,7 +104,7 @@ def _run_worker(job: Job, log: Path) -> None:
                     continue
                 if event["total"] is not None:
                     bar.reset(event["total"])
-                bar.set_postfix_str(event["text"], refresh=False)
+                bar.set_description_str(event["text"], refresh=False)
                 bar.update(event["units"])
                 bar.refresh()
             worker.wait()

@@ -157,7 +157,8 @@ def gate_result(gate: GateSpec, cells: Iterable[Cell]) -> GateResult:
     """
     mine = [cell for cell in cells if cell.identity.experiment in gate.experiments]
     found = decisions(mine, gate.experiments)
-    taps = {cell.identity.experiment: cell.tap for cell in mine if cell.tap}
+    chosen = {cell.identity.experiment: cell.tap for cell in mine}
+    taps = {name: chosen[name] for name in gate.experiments if chosen.get(name)}
     status = gate_status([found.get(name, Decision.INCONCLUSIVE) for name in gate.experiments])
     result = GateResult(status, found, taps)
     if status is GateStatus.PASSED and not result.one_tap:
@@ -219,7 +220,8 @@ def system_text(suite: SuiteSpec, system: System, cells: Sequence[Cell]) -> str:
         parts.append(f"{heading(cell, spec)}\n{body}")
         if curve := retention(cell):
             parts.append(f"Retention over taps ({cell.readout}; bars from best floor to ceiling)\n{curve}")
-    parts += [gate_line(gate, gate_result(gate, cells)) for gate in suite.gates]
+    if encoder not in suite.controls:  # a control is not judged
+        parts += [gate_line(gate, gate_result(gate, cells)) for gate in suite.gates]
     return "\n\n".join(parts)
 
 
