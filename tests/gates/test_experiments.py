@@ -92,6 +92,13 @@ def test_pixels_decode_themselves() -> None:
     assert_all_fail("Q2", values(outcome, shuffled=True))
 
 
+def test_pixels_reach_the_round_trip_through_the_linear_adapter() -> None:
+    # The codec's latents are linear in the patch, so nothing but rounding stands between the two.
+    through, ceiling = values(run("C1", features("pixels"))), values(run("C1", features("oracle")))
+    for metric, value in ceiling.items():
+        assert through[metric] == pytest.approx(value, abs=0.005)
+
+
 @pytest.mark.parametrize("name", ["C1", "Q1", "Q2"])
 @pytest.mark.parametrize("floor", ["blank", "mean-rgb"])
 def test_floors_fail_every_threshold(name: str, floor: str) -> None:

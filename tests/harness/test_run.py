@@ -98,7 +98,7 @@ def test_calibration_tells_a_suite_that_separates_from_one_that_does_not(toy: Pa
 
 
 FAULTS = {
-    "nan": ("invalid", "NaN"),
+    "nan": ("invalid", "Tap 'early' holds NaN"),
     "raises": ("error", "out of luck"),
     "short": ("error", "clips for a batch"),
     "forgets": ("error", "no grid for tap 'late'"),
