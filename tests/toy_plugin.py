@@ -7,8 +7,10 @@ import time
 from dataclasses import replace
 
 from foresight_bench import hookimpl
+from foresight_bench.errors import DataError
 from foresight_bench.specs import Criterion, EncoderSpec, ExperimentSpec, GateSpec, SuiteSpec, Variant
 
+FAULTS = ("sound", "nan", "crash", "short", "forgets", "raises", "slow", "refuses")
 FLOORS = ("blank", "mean-rgb", "shuffled")
 
 
@@ -87,19 +89,19 @@ def _leak_digest() -> str:
 
 def _spec(name: str) -> EncoderSpec:
     variant = Variant("default", ("early", "late"), ("early", "late"), {"fault": name})
-    return EncoderSpec(name, "toy_plugin:Faulty", f"breaks: {name}", (variant,))
+    return EncoderSpec(name, "toy_plugin:Faulty", f"breaks: {name}", (variant,), options={"shift": 0.0})
 
 
 @hookimpl
 def foresight_encoders() -> list[EncoderSpec]:
-    return [_spec(name) for name in ("sound", "nan", "crash", "short", "forgets", "raises", "slow")]
+    return [_spec(name) for name in FAULTS]
 
 
 class Faulty:
     """Patch means at two taps; ``fault`` says how it breaks."""
 
-    def __init__(self, *, weights: object, device: object, seed: int, fault: str) -> None:
-        self.fault = fault
+    def __init__(self, setup: object, fault: str, shift: float) -> None:
+        self.fault, self.shift = fault, shift
         self.calls = 0
 
     def encode(self, clips, taps):  # type: ignore[no-untyped-def]
@@ -112,13 +114,15 @@ class Faulty:
         frames = torch.from_numpy(clips.frames).float() / 255
         cells = frames.reshape(n, t, h // 14, 14, w // 14, 14, 3)
         mean, std = cells.mean((3, 5)), cells.std((3, 5))
-        values = torch.cat([mean, std], -1)
+        values = torch.cat([mean, std], -1) + self.shift
         if self.fault == "nan" and self.calls == 2:
             values[0, 0, 0, 0, 0] = torch.nan
         if self.fault == "crash":
             os._exit(7)
         if self.fault == "raises":
             raise RuntimeError("out of luck")
+        if self.fault == "refuses":
+            raise DataError("Frames of 112 x 112 cannot be taken by refuses.", "Choose another suite.")
         if self.fault == "slow":
             time.sleep(60)
         if self.fault == "short":

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import ResolvedWeights
+from foresight_bench.contracts import EncoderSetup
 from foresight_bench.errors import ContractError
 from foresight_bench.grids import Grid
 from foresight_gates.scenes import CLASS_NAMES
@@ -18,8 +18,8 @@ from foresight_gates.targets import cell_targets
 class _Control:
     """A token grid of ``patch`` pixels a side."""
 
-    def __init__(self, *, weights: ResolvedWeights | None, device: torch.device, seed: int, patch: int) -> None:
-        self.device, self.patch = device, patch
+    def __init__(self, setup: EncoderSetup, patch: int) -> None:
+        self.device, self.patch = torch.device(setup.device), patch
 
     def encode(self, clips: ClipBatch, taps: Sequence[str]) -> Mapping[str, Grid]:
         """Return the same grid for the only tap."""

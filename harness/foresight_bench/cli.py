@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from foresight_bench.errors import CELL_FAILED, INTERRUPTED, CheckFailed, ForesightError, NothingSelected
+from foresight_bench.specs import Precision
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,8 +67,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 @click.option("--decoder", "-d", "decoders", multiple=True, help="Video decoder.  [default: the suite's]")
 @suite_option
 @click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
-@click.option("--weights", multiple=True, metavar="NAME=FILE", help="Use a .safetensors file for these weights.")
+@click.option(
+    "--weights", multiple=True, metavar="NAME=PATH", help="Use this file or checkpoint folder for these weights."
+)
 @device_option
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Of the encoders.  [default: float32 on the CPU, bfloat16 on a GPU]",
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=None, help="Compile the encoders.  [default: where it pays]"
+)
 @results_option
 @click.option("--require-pass", is_flag=True, help="Exit 6 unless every gate passes.")
 @json_option
@@ -81,20 +92,24 @@ def run(
     seed: int,
     weights: tuple[str, ...],
     device: str | None,
+    precision: Precision | None,
+    compiled: bool | None,
     results: Path,
     require_pass: bool,
     as_json: bool,
 ) -> None:
     """Score frozen encoders on the gate suite; finished cells are reused.
 
-    An encoder is name[:variant][@taps][~transform], for example dinov2, dinov2:large, dinov2@block.8~pooled;
-    join two with + for a hybrid.
+    An encoder is name[:variant][:option=value][@taps][~transform], for example dinov2, dinov2:large,
+    dinov2@block.8~pooled; join two with + for a hybrid.
     """
     from foresight_bench import tables
     from foresight_bench.plan import Selection
     from foresight_bench.verdicts import GateStatus
 
-    selection = Selection(suite, encoders, experiments, adapters, decoders, seed)
+    selection = Selection(
+        suite, encoders, experiments, adapters, decoders, seed, precision=precision, compiled=compiled
+    )
     session = _session(selection, device, results, weights)
     wanted = {session.registry.label(session.registry.resolve(name)) for name in encoders}
     cells = [cell for cell in session.result.cells.values() if cell.identity.encoder in wanted]
@@ -108,11 +123,18 @@ def run(
     for cell in failed:
         note(f"{cell.identity.encoder} {cell.identity.experiment} {cell.status}: {cell.reason}")
     note(f"{len(session.result.cells)} cells, {session.result.reused} reused, in {results}")
-    if failed:
-        sys.exit(CELL_FAILED)
+    _end_badly(session.result, failed)
     results_of_gates = [tables.gate_result(gate, group) for gate in session.suite.gates for group in groups.values()]
     if require_pass and any(result.status is not GateStatus.PASSED for result in results_of_gates):
         raise CheckFailed("A gate did not pass.")
+
+
+def _end_badly(result: Any, failed: Sequence[Any]) -> None:
+    """Leave with the exit code that the first fault, or else a failed cell, calls for; return if all is well."""
+    if result.faults:
+        raise result.faults[0]
+    if failed:
+        sys.exit(CELL_FAILED)
 
 
 class _Session:
@@ -139,7 +161,7 @@ def _session(selection: Any, device: str | None, results: Path, weights: tuple[s
     found = find_device(device)
     files = dict(_assignment(text) for text in weights)
     selection = replace(selection, device=found.name)
-    planned = plan(registry, selection, lambda w: resolve(w, files.get(w.name), notify=note))
+    planned = plan(registry, selection, lambda w, needed: resolve(w, files.get(w.name), notify=note, needed=needed))
     if not planned.cells:
         raise NothingSelected("The selection names no cell.", "See `foresight-bench list`.")
     if device is None and found.name == "cpu":
@@ -151,7 +173,7 @@ def _session(selection: Any, device: str | None, results: Path, weights: tuple[s
 def _assignment(text: str) -> tuple[str, Path]:
     name, separator, file = text.partition("=")
     if not separator or not name or not file:
-        raise click.BadParameter(f"'{text}' is not NAME=FILE.", param_hint="--weights")
+        raise click.BadParameter(f"'{text}' is not NAME=PATH.", param_hint="--weights")
     return name, Path(file)
 
 
@@ -211,6 +233,25 @@ def list_command(kind: str | None, as_json: bool) -> None:
             variants = [v.name for v in getattr(entry.spec, "variants", ())]
             suffix = f" [{', '.join(variants)}]" if len(variants) > 1 else ""
             click.echo(f"  {entry.spec.name}{suffix}: {entry.spec.description}")
+
+
+@main.command()
+@click.argument("encoder")
+@json_option
+@guarded
+def show(encoder: str, as_json: bool) -> None:
+    """Show an encoder's variants, taps, options and weights, or one variant's (dinov2:large)."""
+    from foresight_bench import names, showing
+    from foresight_bench.registry import Registry
+
+    registry = Registry.installed()
+    stream = names.parse(encoder)[0]
+    spec = registry.encoders[stream.name].spec
+    variants = [registry.variant(stream)] if stream.variant else spec.variants
+    if as_json:
+        click.echo(json.dumps(showing.encoder_record(spec, variants), indent=1))
+    else:
+        click.echo(showing.encoder_text(spec, variants))
 
 
 @main.command()

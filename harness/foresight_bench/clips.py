@@ -60,15 +60,14 @@ class ClipBatch:
         return n, t, h, w
 
     def __getitem__(self, index: slice | Sequence[int] | NDArray[np.intp]) -> ClipBatch:
-        """Return the selected clips."""
-        chosen = np.arange(len(self))[index]
+        """Return the selected clips; of a slice, views."""
         truth = self.truth
         if truth is not None:
             truth = replace(
                 truth,
-                boxes=truth.boxes[chosen],
-                classes=truth.classes[chosen],
-                labels=truth.labels[chosen],
-                plates=truth.plates[chosen],
+                boxes=truth.boxes[index],
+                classes=truth.classes[index],
+                labels=truth.labels[index],
+                plates=truth.plates[index],
             )
-        return ClipBatch(self.frames[chosen], tuple(self.ids[i] for i in chosen), truth)
+        return ClipBatch(self.frames[index], tuple(self.ids[i] for i in np.arange(len(self))[index]), truth)

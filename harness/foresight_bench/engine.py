@@ -20,10 +20,11 @@ from typing import Protocol
 import torch
 
 from foresight_bench import features as feature_pass
+from foresight_bench.batching import is_out_of_memory
 from foresight_bench.bench import Bench, Workbench
 from foresight_bench.cells import Cell, CellIdentity, Cost, Provenance, Status
-from foresight_bench.contracts import Data, Encoder, Outcome
-from foresight_bench.errors import ContractError, DataError, ForesightError, NonFinite
+from foresight_bench.contracts import Data, Encoder, EncoderSetup, Outcome
+from foresight_bench.errors import ContractError, DataError, EnvironmentFault, ForesightError, NonFinite, PluginError
 from foresight_bench.features import FeatureSet
 from foresight_bench.judging import metric_results
 from foresight_bench.names import Stream
@@ -35,6 +36,11 @@ from foresight_bench.verdicts import Verdict, decide
 
 CELL_UNITS = 150
 """Progress units of one cell, in frames through an encoder: on a CPU an experiment takes 5 to 30 s, a frame .1 s."""
+
+
+COMPILED_FRAMES = 4000
+"""Frames of a suite from which compiling an encoder pays on a GPU: it takes about 5 s, and saves 3 ms a frame on
+Qwen2.5-VL, .2 to .8 ms on the others (benchmarks/speed/results/h200.json)."""
 
 
 class Emit(Protocol):
@@ -62,7 +68,7 @@ def classify(error: BaseException) -> Failure:
 def _typed(error: BaseException) -> Failure:
     if isinstance(error, NonFinite):
         return Failure("invalid", error.message)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return Failure("oom", "Out of memory.")
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", "Interrupted.")
@@ -74,17 +80,30 @@ def _typed(error: BaseException) -> Failure:
 class Engine:
     """Runs the missing cells of a plan in this process."""
 
-    def __init__(self, registry: Registry, plan: Plan, store: Store, provenance: Provenance, emit: Emit) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        plan: Plan,
+        store: Store,
+        provenance: Provenance,
+        emit: Emit,
+        compiled: bool | None = None,
+    ) -> None:
         self.registry, self.plan, self.store, self.emit = registry, plan, store, emit
-        self.provenance = provenance
+        self.provenance, self.compiled = provenance, compiled
+        self._faults: list[ForesightError] = []
         self.suite = registry.suites[plan.suite].spec
         self.experiments = {spec.name: spec for spec in self.suite.experiments}
         data: Data = target(self.suite.target)(**self.suite.params)
         self.shared = Workbench(registry, data, plan.device, plan.weights)
         self._backbones: dict[tuple[Stream, tuple[str, ...], int], FeatureSet] = {}
 
-    def run(self, missing: frozenset[str]) -> None:
+    def run(self, missing: frozenset[str]) -> Sequence[ForesightError]:
         """Run every cell whose id is in ``missing``; one file each, written the moment the cell ends.
+
+        Returns:
+            What a user must mend before some encoder can run at all: its weights, its plugin, the size of the
+            frames. Its cells have failed; those of the others are there.
 
         Raises:
             DataError: the data is not the suite's, or a split shares a frame with another.
@@ -96,6 +115,7 @@ class Engine:
             if cells:
                 self._run_row(row, cells)
                 gc.collect()
+        return self._faults
 
     def _check_data(self) -> None:
         for name in self.shared.data.names:
@@ -110,8 +130,6 @@ class Engine:
         self.shared.data.check_disjoint()
 
     def _units(self, missing: frozenset[str]) -> int:
-        splits = map(self.shared.split, self.shared.data.names)
-        frames = sum(n * t for split in splits for n, t, _, _ in (block.shape for block in split.blocks))
         passes: set[object] = set()
         cells = 0
         for row in self.plan.rows:
@@ -119,7 +137,7 @@ class Engine:
             cells += wanted
             if wanted:
                 passes.update(stream.backbone for stream in row.streams)
-        return CELL_UNITS * cells + frames * len(passes)
+        return CELL_UNITS * cells + self._frames() * len(passes)
 
     def _run_row(self, row: Row, cells: Sequence[PlannedCell]) -> None:
         try:
@@ -129,6 +147,8 @@ class Engine:
             failure = classify(error)
             for cell in cells:
                 self._write_failed(cell, failure)
+            if isinstance(error, EnvironmentFault | PluginError):
+                self._faults.append(error)
             return
         for cell in cells:
             started = time.monotonic()
@@ -158,15 +178,22 @@ class Engine:
                 weights = self.plan.weights[variant.weights.name]
             name = self.registry.label((stream,))
             self.emit(f"{name}: loading")
-            encoder: Encoder = target(spec.target)(
-                weights=weights, device=self.shared.device, seed=seed, **variant.params
+            setup = EncoderSetup(
+                weights=weights,
+                taps=taps,
+                device=str(self.shared.device),
+                precision=self.plan.precision,
+                compiled=self._compiles(),
+                seed=seed,
             )
+            encoder: Encoder = target(spec.target)(setup, **self.registry.params(stream))
             self._backbones[key] = feature_pass.extract(
                 encoder,
                 taps,
                 self.shared.data,
                 control=spec.control,
                 stem=variant.stem,
+                device=self.shared.device,
                 progress=lambda frames: self.emit(f"{name}: features", frames),
             )
         features = self._backbones[key]
@@ -175,6 +202,15 @@ class Engine:
         if "shuffled" in stream.transforms:
             features = feature_pass.shuffled(features, self.shared.data.scored)
         return features
+
+    def _compiles(self) -> bool:
+        if self.compiled is not None:
+            return self.compiled
+        return self.shared.device.type == "cuda" and self._frames() >= COMPILED_FRAMES
+
+    def _frames(self) -> int:
+        splits = map(self.shared.split, self.shared.data.names)
+        return sum(n * t for split in splits for n, t, _, _ in (block.shape for block in split.blocks))
 
     def _run_cell(self, cell: PlannedCell, features: FeatureSet, started: float) -> None:
         identity = cell.identity
@@ -204,7 +240,7 @@ class Engine:
                     wall_seconds=time.monotonic() - started,
                     feature_seconds=features.seconds,
                     frames_per_second=features.frames / features.seconds if features.seconds else 0.0,
-                    batch_frames=feature_pass.BATCH_FRAMES,
+                    batch_frames=features.batch_frames,
                     peak_memory_bytes=self._peak_memory(),
                     trainable_parameters=outcome.trainable_parameters,
                 ),

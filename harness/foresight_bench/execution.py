@@ -16,6 +16,7 @@ from tqdm import tqdm
 from foresight_bench.cells import Cell, Provenance
 from foresight_bench.devices import Device
 from foresight_bench.errors import ForesightError
+from foresight_bench.memory import check_room
 from foresight_bench.plan import Plan, PlannedCell, Selection, library_versions
 from foresight_bench.store import Store
 from foresight_bench.worker import Job
@@ -33,6 +34,8 @@ class RunResult:
     """Every cell of the plan that has a file, by id."""
     reused: int
     """How many were finished before."""
+    faults: tuple[ForesightError, ...] = ()
+    """What kept an encoder from running at all; its cells have failed."""
 
 
 def execute(plan: Plan, selection: Selection, device: Device, store: Store) -> RunResult:
@@ -43,27 +46,33 @@ def execute(plan: Plan, selection: Selection, device: Device, store: Store) -> R
 
     Raises:
         ForesightError: something that concerns every cell: data, disk, plugins.
+        EnvironmentFault: the device has no room for the weights of an encoder.
         KeyboardInterrupt: interrupted; the worker is gone, finished cells are on disk.
     """
     store.check_writable()
     finished = store.finished(plan.cohort, device.machine)
     wanted = plan.cells
     missing = [cell for cell in wanted if cell.id not in finished]
+    faults: tuple[ForesightError, ...] = ()
     if missing:
+        ids = {cell.id for cell in missing}
+        for row in plan.rows:
+            if row.weights_bytes and not ids.isdisjoint(cell.id for cell in row.cells):
+                check_room(f"The weights of {row.label}", row.weights_bytes, device)
         provenance = current_provenance(device, {name: w.source for name, w in plan.weights.items()})
         job = Job.of(selection, dict(plan.weights), [cell.id for cell in missing], store.root, provenance)
         log = store.root / plan.cohort / device.machine / "worker.log"
-        _run_worker(job, log)
+        faults = _run_worker(job, log)
         finished = {**store.finished(plan.cohort, device.machine), **_failed(store, plan, device)}
         for cell in missing:
             if cell.id not in finished:
                 finished[cell.id] = _died(store, cell, provenance, log)
     cells = {cell.id: finished[cell.id] for cell in wanted if cell.id in finished}
-    return RunResult(cells, len(wanted) - len(missing))
+    return RunResult(cells, len(wanted) - len(missing), faults)
 
 
-def _run_worker(job: Job, log: Path) -> None:
-    """Run the worker to its end, showing its progress.
+def _run_worker(job: Job, log: Path) -> tuple[ForesightError, ...]:
+    """Run the worker to its end, showing its progress; return what kept single encoders from running.
 
     Raises:
         ForesightError: the worker reported one.
@@ -79,6 +88,7 @@ def _run_worker(job: Job, log: Path) -> None:
         leave=False,
     )
     failure: ForesightError | None = None
+    faults = []
     with (
         bar,
         log.open("w") as errors,
@@ -99,8 +109,12 @@ def _run_worker(job: Job, log: Path) -> None:
             for line in worker.stdout:
                 event = json.loads(line)
                 if "error" in event:
-                    failure = ForesightError(event["error"], event["hint"])
-                    failure.exit_code = event["exit_code"]
+                    error = ForesightError(event["error"], event["hint"])
+                    error.exit_code = event["exit_code"]
+                    if event["fatal"]:
+                        failure = error
+                    else:
+                        faults.append(error)
                     continue
                 if event["total"] is not None:
                     bar.reset(event["total"])
@@ -113,6 +127,7 @@ def _run_worker(job: Job, log: Path) -> None:
             raise
     if failure is not None:
         raise failure
+    return tuple(faults)
 
 
 def _failed(store: Store, plan: Plan, device: Device) -> dict[str, Cell]:

@@ -1,11 +1,12 @@
 """The grammar of encoder names.
 
     encoder    = stream *( "+" stream )                      dinov2+pixels        a hybrid
-    stream     = name [ ":" variant ] [ "@" taps ] *( "~" transform )
+    stream     = name [ ":" variant ] *( ":" parameter "=" value ) [ "@" taps ] *( "~" transform )
     taps       = "all" | tap-or-range *( "," tap-or-range )
     range      = tap ".." tap                                 block.2..block.8
 
-Examples: ``dinov2``, ``dinov2:large``, ``dinov2@block.8``, ``dinov2:small@block.8~pooled``.
+Examples: ``dinov2``, ``dinov2:large``, ``dinov2@block.8``, ``dinov2:small@block.8~pooled``,
+``llava-next:mistral-7b:tiles=true@projector``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ TRANSFORMS = {
 }
 _STREAM = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9._-]*)"
-    r"(?::(?P<variant>[a-z0-9][a-z0-9._-]*))?"
+    r"(?::(?P<variant>[a-z0-9][a-z0-9._-]*)(?=[:@~]|$))?"
+    r"(?P<params>(?::[a-z0-9_]+=[a-z0-9._-]+)*)"
     r"(?:@(?P<taps>[a-z0-9._,-]+))?"
     r"(?P<transforms>(?:~[a-z]+)*)"
 )
@@ -38,9 +40,12 @@ class Stream:
     taps: str = ""
     """The selection as written; empty for the variant's default taps."""
     transforms: tuple[str, ...] = ()
+    params: tuple[tuple[str, str], ...] = ()
+    """Parameters that differ from the variant's, as written, sorted by name."""
 
     def __str__(self) -> str:
         variant = f":{self.variant}" if self.variant else ""
+        variant += "".join(f":{key}={value}" for key, value in self.params)
         taps = f"@{self.taps}" if self.taps else ""
         return f"{self.name}{variant}{taps}" + "".join(f"~{t}" for t in self.transforms)
 
@@ -68,7 +73,8 @@ def parse(text: str) -> tuple[Stream, ...]:
         if match is None:
             raise UsageError(
                 f"'{text}' is not an encoder name.",
-                "Write name[:variant][@tap[,tap...]][~transform], for example dinov2:small@block.8~pooled; "
+                "Write name[:variant][:parameter=value][@tap[,tap...]][~transform], for example "
+                "dinov2:small@block.8~pooled; "
                 "join two with + for a hybrid.",
             )
         transforms = tuple(match["transforms"].split("~")[1:])
@@ -77,7 +83,15 @@ def parse(text: str) -> tuple[Stream, ...]:
                 raise unknown("transform", transform, TRANSFORMS)
         order = list(TRANSFORMS)
         transforms = tuple(sorted(set(transforms), key=order.index))
-        streams.append(Stream(match["name"], match["variant"] or "", match["taps"] or "", transforms))
+        written = [item.partition("=")[::2] for item in match["params"].split(":")[1:]]
+        params = dict(written)
+        if len(params) < len(written):
+            raise UsageError(f"'{part}' sets a parameter twice.", "Leave one of them out.")
+        streams.append(
+            Stream(
+                match["name"], match["variant"] or "", match["taps"] or "", transforms, tuple(sorted(params.items()))
+            )
+        )
     return tuple(streams)
 
 

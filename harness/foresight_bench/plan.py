@@ -8,13 +8,14 @@ from hashlib import sha256
 from importlib import metadata
 
 from foresight_bench.cells import CellIdentity, CodeIdentity
+from foresight_bench.checkpoints import PICKLES, Checkpoint
 from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.errors import unknown
 from foresight_bench.names import Stream
 from foresight_bench.plugins import Plugin
 from foresight_bench.registry import Entry, Registry, code_digest
-from foresight_bench.specs import ExperimentSpec, SuiteSpec, Weights
-from foresight_bench.weights import resolve
+from foresight_bench.specs import ExperimentSpec, Precision, SuiteSpec, Weights
+from foresight_bench.weights import digest, resolve
 
 KEYED_LIBRARIES = (
     "torch",
@@ -28,7 +29,17 @@ KEYED_LIBRARIES = (
     "scipy",
 )
 """Libraries that compute features or scores; their minor version is part of the identity."""
-PRECISION = "float32"
+
+Needed = Callable[[str], bool]
+"""Which tensors of some weights are needed, by name."""
+
+
+def _all(name: str) -> bool:
+    return True
+
+
+def _resolve(weights: Weights, needed: Needed) -> ResolvedWeights:
+    return resolve(weights, needed=needed)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Row:
     streams: tuple[Stream, ...]
     control: bool
     cells: tuple[PlannedCell, ...]
+    weights_bytes: int = 0
+    """Memory that the weights of its largest encoder take, in the precision they are run in."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class Plan:
     suite: str
     cohort: str
     device: str
+    precision: Precision
     rows: tuple[Row, ...]
     weights: Mapping[str, ResolvedWeights]
 
@@ -85,6 +99,10 @@ class Selection:
     """Empty for the suite's default."""
     seed: int = 0
     device: str = "cpu"
+    precision: Precision | None = None
+    """Of the encoders' forward passes; None for float32 on the CPU and bfloat16 on a GPU."""
+    compiled: bool | None = None
+    """Whether encoders are compiled; None for where it pays."""
     controls: bool = True
     """Whether the suite's control rows run beside the encoders."""
 
@@ -92,7 +110,7 @@ class Selection:
 def plan(
     registry: Registry,
     selection: Selection,
-    find: Callable[[Weights], ResolvedWeights] = resolve,
+    find: Callable[[Weights, Needed], ResolvedWeights] = _resolve,
 ) -> Plan:
     """Turn a selection into cells; finds the weights, because their digest is part of a cell's identity.
 
@@ -114,9 +132,11 @@ def plan(
     rows = {**controls, **{label: streams for label, streams in wanted.items() if label not in controls}}
 
     weights = {
-        needed.name: find(needed) for needed in needed_weights(registry, suite, experiments, rows.values(), decoders)
+        each.name: find(each, needed)
+        for each, needed in needed_weights(registry, suite, experiments, rows.values(), decoders)
     }
-    context = _Context(registry, suite_entry, cohort(registry, suite), weights, selection)
+    precision: Precision = selection.precision or ("float32" if selection.device == "cpu" else "bfloat16")
+    context = _Context(registry, suite_entry, cohort(registry, suite), weights, precision, selection)
     planned: list[Row] = []
     ids: dict[tuple[str, str, str | None, str | None], str] = {}
     for label, streams in rows.items():
@@ -136,8 +156,8 @@ def plan(
                     cell = PlannedCell(identity, {} if label in controls else beside)
                     ids[label, experiment.name, adapter, decoder] = cell.id
                     cells.append(cell)
-        planned.append(Row(label, streams, label in suite.controls, tuple(cells)))
-    return Plan(suite.name, context.cohort, selection.device, tuple(planned), weights)
+        planned.append(Row(label, streams, label in suite.controls, tuple(cells), context.weights_bytes(streams)))
+    return Plan(suite.name, context.cohort, selection.device, precision, tuple(planned), weights)
 
 
 def choose_experiments(suite: SuiteSpec, names: Sequence[str]) -> tuple[ExperimentSpec, ...]:
@@ -166,22 +186,28 @@ def needed_weights(
     experiments: Iterable[ExperimentSpec],
     rows: Iterable[Sequence[Stream]],
     decoders: Iterable[str],
-) -> list[Weights]:
-    """Return every set of weights that the selection needs, once."""
-    found = {}
+) -> list[tuple[Weights, Needed]]:
+    """Return every set of weights that the selection needs, once, and which of its tensors any row needs."""
+    found: dict[str, tuple[Weights, list[Needed]]] = {}
+
+    def add(weights: Weights | None, needed: Needed = _all) -> None:
+        if weights is not None:
+            found.setdefault(weights.name, (weights, []))[1].append(needed)
+
     for streams in rows:
         for stream in streams:
-            needed = registry.variant(stream).weights
-            if needed is not None and not stream.random:
-                found[needed.name] = needed
+            if not stream.random:
+                add(registry.variant(stream).weights, registry.needs(stream))
     for name in decoders:
-        if (needed := registry.decoders[name].spec.weights) is not None:
-            found[needed.name] = needed
+        add(registry.decoders[name].spec.weights)
     for experiment in experiments:
         for criterion in experiment.criteria:
-            if (needed := registry.metrics[criterion.metric].spec.weights) is not None:
-                found[needed.name] = needed
-    return list(found.values())
+            add(registry.metrics[criterion.metric].spec.weights)
+    return [(weights, _any(needs)) for weights, needs in found.values()]
+
+
+def _any(needs: Sequence[Needed]) -> Needed:
+    return lambda name: any(needed(name) for needed in needs)
 
 
 def cohort(registry: Registry, suite: SuiteSpec) -> str:
@@ -198,6 +224,7 @@ class _Context:
     suite: Entry[SuiteSpec]
     cohort: str
     weights: Mapping[str, ResolvedWeights]
+    precision: Precision
     selection: Selection
 
     def identity(
@@ -211,15 +238,15 @@ class _Context:
         registry, suite = self.registry, self.suite.spec
         parameters = {"suite": dict(suite.params), "experiment": dict(experiment.params)}
         targets = [(self.suite.plugin, suite.target), (self.suite.plugin, experiment.target)]
-        needed: list[Weights | None] = []
+        needed: list[tuple[Weights | None, Needed]] = []
         taps: list[str] = []
         for index, stream in enumerate(streams):
             entry, variant = registry.encoders[stream.name], registry.variant(stream)
-            parameters["encoder" if len(streams) == 1 else f"encoder.{index}"] = dict(variant.params)
+            parameters["encoder" if len(streams) == 1 else f"encoder.{index}"] = registry.params(stream)
             targets.append((entry.plugin, entry.spec.target))
             prefix = "" if len(streams) == 1 else f"{stream.name}@"
             taps += [prefix + tap for tap in registry.taps(stream)]
-            needed.append(None if stream.random else variant.weights)
+            needed.append((None if stream.random else variant.weights, registry.needs(stream)))
         if adapter is not None:
             used_adapter = registry.adapters[adapter]
             parameters["adapter"] = dict(used_adapter.spec.params)
@@ -228,11 +255,11 @@ class _Context:
             used_decoder = registry.decoders[decoder]
             parameters["decoder"] = dict(used_decoder.spec.params)
             targets.append((used_decoder.plugin, used_decoder.spec.target))
-            needed.append(used_decoder.spec.weights)
+            needed.append((used_decoder.spec.weights, _all))
         for criterion in experiment.criteria:
             metric = registry.metrics[criterion.metric]
             targets.append((metric.plugin, metric.spec.target))
-            needed.append(metric.spec.weights)
+            needed.append((metric.spec.weights, _all))
         return CellIdentity(
             suite=suite.name,
             suite_version=suite.version,
@@ -244,11 +271,28 @@ class _Context:
             decoder=decoder,
             seed=0 if label in suite.controls else self.selection.seed,  # rows of every seed share the controls
             parameters=parameters,
-            weights={each.name: self.weights[each.name].sha256 for each in needed if each is not None},
-            precision=PRECISION,
+            weights={each.name: digest(self.weights[each.name], keep) for each, keep in needed if each is not None},
+            # An encoder without weights has no forward pass whose precision could matter.
+            precision=self.precision if any(registry.variant(s).weights for s in streams) else "float32",
             code=_code(targets),
             libraries=library_versions(minor=True),
         )
+
+    def weights_bytes(self, streams: Sequence[Stream]) -> int:
+        """Return the bytes that the weights of the largest of ``streams`` take; random ones are not counted."""
+        sizes = [0]
+        for stream in streams:
+            weights = self.registry.variant(stream).weights
+            if weights is not None and not stream.random:
+                path = self.weights[weights.name].path
+                # What a pickle holds only torch can say: its size stands for that, at four bytes a value.
+                values = (
+                    path.stat().st_size // 4
+                    if path.suffix in PICKLES
+                    else Checkpoint(path).values(self.registry.needs(stream))
+                )
+                sizes.append(values * (4 if self.precision == "float32" else 2))
+        return max(sizes)
 
 
 def _code(targets: Iterable[tuple[Plugin, str]]) -> dict[str, CodeIdentity]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from foresight_bench import names
-from foresight_bench.errors import PluginError, unknown
+from foresight_bench.errors import PluginError, UsageError, unknown
 from foresight_bench.plugins import Plugin, load
 from foresight_bench.specs import (
     AdapterSpec,
     DecoderSpec,
     EncoderSpec,
     MetricSpec,
+    Parameter,
     SuiteSpec,
     Variant,
 )
@@ -109,14 +110,41 @@ class Registry:
 
     def resolve(self, text: str) -> tuple[names.Stream, ...]:
         """Parse an encoder name, check every part of it, and fill in the variants."""
+        streams = names.parse(text)
         resolved = []
-        for stream in names.parse(text):
+        for stream in streams:
             variant = self.variant(stream)
-            names.select_taps(stream.taps, variant.taps, variant.default_taps)
+            if len(streams) > 1 and not stream.taps:
+                stream = replace(stream, taps=variant.output or variant.taps[-1])
+            taps = names.select_taps(stream.taps, variant.taps, variant.default_taps)
+            if len(streams) > 1 and len(taps) > 1:
+                raise UsageError(
+                    f"In a hybrid each stream brings one tap; '{stream}' brings {len(taps)}.",
+                    f"Write one hybrid per tap, for example {stream.name}@{taps[-1]}.",
+                )
             if stream.random and variant.weights is None:
                 raise PluginError(f"'{stream}' asks for random weights, but {stream.name} has no weights.")
-            resolved.append(names.Stream(stream.name, variant.name, stream.taps, stream.transforms))
+            self.params(stream)
+            resolved.append(replace(stream, variant=variant.name))
         return tuple(resolved)
+
+    def params(self, stream: names.Stream) -> dict[str, Parameter]:
+        """Return the keyword arguments of the encoder's target: the variant's, the options, what the name sets.
+
+        Raises:
+            PluginError: the name sets an option that the encoder does not have.
+            UsageError: a value is not of the option's type.
+        """
+        options = dict(self.encoders[stream.name].spec.options)
+        for key, text in stream.params:
+            if key not in options:
+                raise unknown(f"option of {stream.name}", key, options)
+            options[key] = _read(key, text, options[key])
+        return {**self.variant(stream).params, **options}
+
+    def needs(self, stream: names.Stream) -> Callable[[str], bool]:
+        """Return which tensors of the weights the taps of ``stream`` need, by name."""
+        return self.variant(stream).needs(self.taps(stream))
 
     def taps(self, stream: names.Stream) -> tuple[str, ...]:
         """Return the taps that ``stream`` selects, in order of depth."""
@@ -128,8 +156,20 @@ class Registry:
         parts = []
         for stream in streams:
             sole = len(self.encoders[stream.name].spec.variants) == 1
-            parts.append(str(names.Stream(stream.name, "" if sole else stream.variant, stream.taps, stream.transforms)))
+            parts.append(str(replace(stream, variant="" if sole else stream.variant)))
         return "+".join(parts)
+
+
+def _read(key: str, text: str, default: Parameter) -> Parameter:
+    """Return ``text`` as a value of the type of ``default``."""
+    if isinstance(default, bool):
+        if text in ("true", "false"):
+            return text == "true"
+        raise UsageError(f"'{text}' is no value of {key}.", "Write true or false.")
+    try:
+        return type(default)(text)
+    except ValueError as error:
+        raise UsageError(f"'{text}' is no value of {key}.", f"It takes a value like {default}.") from error
 
 
 def target(path: str) -> Any:

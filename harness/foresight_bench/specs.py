@@ -6,11 +6,13 @@ is imported only in the worker, so that listing and planning need neither torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 Parameter = str | int | float | bool
+Precision = Literal["float32", "bfloat16"]
+"""Floating-point type of an encoder's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,27 @@ class HubFile:
     """Path inside the repository, a ``.safetensors`` file."""
     revision: str = "main"
     """Commit, tag or branch."""
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """A checkpoint on the Hugging Face hub: config.json, and safetensors in one file or in shards."""
+
+    repo: str
+    """Repository, ``owner/name``."""
+    model_type: str = ""
+    """What config.json must call its ``model_type``, in a checkpoint of transformers."""
+    revision: str = "main"
+    """Commit, tag or branch."""
+    class_name: str = ""
+    """What config.json must call its ``_class_name``, in a checkpoint of diffusers; then no ``model_type`` is named."""
+    subfolder: str = ""
+    """Path of the checkpoint inside the repository; empty for the repository itself."""
+
+    @property
+    def expected(self) -> tuple[str, str]:
+        """What config.json must say, and under which key."""
+        return (self.class_name, "_class_name") if self.class_name else (self.model_type, "model_type")
 
 
 @dataclass(frozen=True)
@@ -46,9 +69,19 @@ class Weights:
 
     name: str
     """Identifies the weights in the cache and on the command line, e.g. ``dinov2-small``."""
-    hub: HubFile | None = None
+    hub: HubFile | HubFolder | None = None
     archive: RegistryArchive | None = None
     licence: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of a checkpoint that only some taps need."""
+
+    prefix: str
+    """What their names start with, e.g. ``visual.blocks.3.``."""
+    tap: str
+    """The shallowest tap that needs them; so does every deeper one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +100,18 @@ class Variant:
     stem: tuple[str, ...] = ()
     """Taps before any token has seen another. They are linear in the pixels, so what they score says what pixels
     score: they are read for the curve over depth, and gate only where nothing else was selected."""
+    output: str = ""
+    """The tap that others read this encoder at, which it brings to a hybrid when none is named; the last if empty."""
+    parts: tuple[Part, ...] = ()
+    """Which tensors of ``weights`` which taps need; what no part names is never read. Empty: all of them, always."""
+
+    def needs(self, taps: Sequence[str]) -> Callable[[str], bool]:
+        """Return whether ``taps`` need the tensor of a given name."""
+        if not self.parts:
+            return lambda name: True
+        deepest = max((self.taps.index(tap) for tap in taps), default=-1)
+        prefixes = tuple(part.prefix for part in self.parts if self.taps.index(part.tap) <= deepest)
+        return lambda name: name.startswith(prefixes)
 
 
 @dataclass(frozen=True)
@@ -79,6 +124,8 @@ class EncoderSpec:
     variants: tuple[Variant, ...]
     """The first is the default."""
     licence: str = ""
+    options: Mapping[str, Parameter] = field(default_factory=dict)
+    """Further keyword arguments, which a user may set in the encoder's name (``llava-next:tiles=true``); defaults."""
     control: Literal["", "oracle", "pixels", "floor"] = ""
     """Set on controls, rows whose outcome is known beforehand."""
     extras: tuple[str, ...] = ()

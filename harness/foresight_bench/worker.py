@@ -26,6 +26,7 @@ class WeightsRecord(BaseModel):
     path: str
     sha256: str
     source: str
+    files: dict[str, str]
 
 
 class Job(BaseModel):
@@ -48,7 +49,10 @@ class Job(BaseModel):
         provenance: Provenance,
     ) -> Job:
         """Return a job from the parent's objects."""
-        records = {n: WeightsRecord(path=str(w.path), sha256=w.sha256, source=w.source) for n, w in weights.items()}
+        records = {
+            name: WeightsRecord(path=str(w.path), sha256=w.sha256, source=w.source, files=dict(w.files))
+            for name, w in weights.items()
+        }
         return cls(
             selection=selection,
             weights=records,
@@ -72,18 +76,20 @@ def main() -> int:
         from foresight_bench.engine import Engine
 
         registry = Registry.installed()
-        known = {n: ResolvedWeights(Path(w.path), w.sha256, w.source) for n, w in job.weights.items()}
-        planned = plan(registry, job.selection, lambda weights: known[weights.name])
+        known = {n: ResolvedWeights(Path(w.path), w.sha256, w.source, w.files) for n, w in job.weights.items()}
+        planned = plan(registry, job.selection, lambda weights, needed: known[weights.name])
         engine = Engine(
             registry,
             planned,
             Store(Path(job.results)),
             job.provenance,
             lambda text, units=0, total=None: emit(text=text, units=units, total=total),
+            job.selection.compiled,
         )
-        engine.run(frozenset(job.missing))
+        for error in engine.run(frozenset(job.missing)):
+            emit(error=error.message, hint=error.hint, exit_code=error.exit_code, fatal=False)
     except ForesightError as error:
-        emit(error=error.message, hint=error.hint, exit_code=error.exit_code)
+        emit(error=error.message, hint=error.hint, exit_code=error.exit_code, fatal=True)
         return CELL_FAILED
     return OK
 

@@ -21,6 +21,13 @@ def test_a_hybrid_keeps_its_streams_addressable() -> None:
     )
 
 
+def test_options_stand_between_variant_and_taps_in_one_order() -> None:
+    stream = Stream("llava-next", "mistral-7b", "projector", (), (("side", "336"), ("tiles", "true")))
+    assert parse("llava-next:mistral-7b:tiles=true:side=336@projector") == (stream,)
+    assert str(stream) == "llava-next:mistral-7b:side=336:tiles=true@projector"
+    assert parse("llava-next:tiles=true~random") == (Stream("llava-next", "", "", ("random",), (("tiles", "true"),)),)
+
+
 def test_transforms_have_one_order() -> None:
     assert parse("a~shuffled~random") == parse("a~random~shuffled~random")
 
@@ -30,7 +37,9 @@ def test_names_read_back(text: str) -> None:
     assert "+".join(str(stream) for stream in parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "a+", "Dino V2", "a@", "a:", "a~", "a/b", "../a"])
+@pytest.mark.parametrize(
+    "text", ["", "a+", "Dino V2", "a@", "a:", "a~", "a/b", "../a", "a:b=", "a:=1", "a:b=1:c", "a:b=1:b=2"]
+)
 def test_malformed_names_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse(text)

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
 
 from foresight_bench.cells import Cell
 from foresight_bench.cli import main
@@ -74,11 +76,35 @@ def test_control_cells_are_shared_by_encoders_and_transforms_differ(toy: Path) -
     assert value("sound~pooled", "psnr") < value("sound", "psnr")
 
 
-def test_a_hybrid_runs(toy: Path) -> None:
-    done = run(toy, "-e", "sound@late+pixels", "-x", "Q2")
+def test_a_hybrid_takes_each_stream_at_its_output_or_at_the_tap_named(toy: Path) -> None:
+    done = run(toy, "-e", "sound+pixels", "-e", "sound@early+pixels", "-x", "Q2")
     assert done.exit_code == 0, done.output
-    (cell,) = [cell for (name, _), cell in cells(toy).items() if "+" in name]
-    assert cell.tap == "sound@late+pixels@patches"
+    found = {name: cell.tap for (name, _), cell in cells(toy).items() if "+" in name}
+    assert found == {name: name for name in ("sound@late+pixels@patches", "sound@early+pixels@patches")}
+
+
+def test_what_an_encoder_lacks_ends_its_own_cells_and_says_what_to_do(toy: Path) -> None:
+    done = run(toy, "-e", "refuses", "-e", "sound:shift=0.5@late", "-x", "Q2")
+    assert done.exit_code == 4, done.output
+    assert "error: Frames of 112 x 112 cannot be taken by refuses.\nChoose another suite." in done.stderr
+    assert cells(toy)["refuses", "Q2"].status == "error"
+    sound = cells(toy)["sound:shift=0.5@late", "Q2"]
+    assert sound.status == "ok"
+    assert "sound:shift=0.5@late" in done.stdout
+    # An option reaches the encoder and the identity; the precision only that of encoders with weights.
+    assert sound.identity.parameters["encoder"] == {"fault": "sound", "shift": 0.5}
+    again = run(toy, "-e", "sound:shift=0.5@late", "-x", "Q2", "--precision", "bfloat16")
+    assert "5 cells, 5 reused" in again.stderr
+
+
+def test_too_little_memory_is_said_before_anything_runs(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = toy.parent / "weights.safetensors"
+    save_file({"blocks.0.w": np.zeros((1000, 4000), np.float32)}, weights)
+    monkeypatch.setattr("foresight_bench.memory.free_bytes", lambda device: 1_000_000)
+    done = run(toy, "-e", "dinov2", "-x", "Q1", "--weights", f"dinov2-small={weights}")
+    assert done.exit_code == 4, done.output
+    assert "The weights of dinov2:small need 0.0160 GB" in done.stderr
+    assert not list(toy.rglob("*.json"))
 
 
 def calibrate(results: Path, suite: str) -> Result:
@@ -176,7 +202,12 @@ def test_an_interrupt_keeps_finished_cells_and_resumes(toy: Path) -> None:
         (["-e", "sound", "--suite", "quik"], 3, "quick"),
         (["-e", "Sound!"], 2, "not an encoder name"),
         (["-e", "sound", "--device", "tpu"], 2, "not a device"),
-        (["-e", "sound", "--weights", "nonsense"], 2, "NAME=FILE"),
+        (["-e", "sound", "--weights", "nonsense"], 2, "NAME=PATH"),
+        (["-e", "sound:shft=1"], 3, "shift"),
+        (["-e", "sound:shift=far"], 2, "no value of shift"),
+        (["-e", "sound@all+pixels"], 2, "one tap"),
+        (["-e", "dinov2:smal"], 3, "small"),
+        (["-e", "dinov2", "--precision", "float64"], 2, "float64"),
         (["-e", "dinov2", "--weights", "dinov2-small=nowhere.safetensors"], 4, "nowhere.safetensors"),
     ],
 )
@@ -185,6 +216,34 @@ def test_bad_input_is_one_sentence_and_an_exit_code(toy: Path, arguments: list[s
     assert done.exit_code == code, done.output
     assert sentence in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("taps", "files", "sentence"),
+    [
+        ("post_merge", {}, "is not a checkpoint: it holds no config.json"),
+        ("post_merge", {"config.json": {"model_type": "llama"}}, "'llama' checkpoint, not 'qwen2_5_vl'"),
+        ("post_merge", {"config.json": {"model_type": "qwen2_5_vl"}}, "holds neither model.safetensors nor"),
+        ("llm.0", {"config.json": {"model_type": "qwen2_5_vl"}, "index": True}, "language.safetensors is not there"),
+    ],
+)
+def test_a_bad_checkpoint_is_said_before_anything_runs(
+    toy: Path, tmp_path: Path, taps: str, files: dict[str, object], sentence: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    if files.pop("index", None):
+        names = {"visual.patch_embed.proj.weight": "vision", "model.layers.0.mlp.up_proj.weight": "language"}
+        index = {"weight_map": {name: f"{file}.safetensors" for name, file in names.items()}}
+        save_file({"visual.patch_embed.proj.weight": np.zeros(3, np.float32)}, folder / "vision.safetensors")
+        files["model.safetensors.index.json"] = index
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    done = run(toy, "-e", f"qwen2.5-vl@{taps}", "-x", "Q1", "--weights", f"qwen2.5-vl-7b={folder}")
+    assert done.exit_code == 4, done.output
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert not list(toy.rglob("*.json"))
 
 
 def test_a_missing_device_is_an_error(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
