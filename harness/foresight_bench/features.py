@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from foresight_bench.batching import Batching, device_memory
+from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import Data, Encoder
 from foresight_bench.errors import ContractError
 from foresight_bench.grids import Grid
 
 COARSE_SIDE = 4
 """Side of the grid that whole-clip vectors are averaged onto."""
-BATCH_FRAMES = 16
-"""Frames per forward pass on a CPU, where larger batches gain nothing (92 ms an image at 8, 95 at 32)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FeatureSet:
     taps: tuple[str, ...]
     """In order of depth."""
     tokens: dict[tuple[str, str], tuple[Grid, ...]]
-    """One grid per block, for the dense splits."""
+    """One float32 grid per block, for the dense splits."""
     coarse: dict[tuple[str, str], Tensor]
     """[N, COARSE_SIDE^2 * C] float32, clip averages on a coarse grid, for every split."""
     control: str = ""
@@ -35,6 +35,8 @@ class FeatureSet:
     """Taps of the variant's ``stem``."""
     seconds: float = 0.0
     frames: int = 0
+    batch_frames: int = 0
+    """Frames of the largest batch."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -49,45 +51,59 @@ def extract(
     *,
     control: str = "",
     stem: Sequence[str] = (),
-    batch_frames: int = BATCH_FRAMES,
+    device: torch.device | str = "cpu",
+    batch_frames: int | None = None,
     progress: Callable[[int], None] = lambda frames: None,
 ) -> FeatureSet:
     """Run ``encoder`` once over every split.
 
-    Tokens are kept for ``data.dense`` splits; of the others only the coarse averages are.
+    Tokens are kept for ``data.dense`` splits; of the others only the coarse averages are. Whatever the encoder's
+    precision, both are kept in float32, which is what heads and experiments compute in.
+
+    Args:
+        encoder: runs on ``device``.
+        taps: in order of depth.
+        data: the suite's.
+        control: the encoder spec's.
+        stem: the variant's.
+        device: whose memory says how many frames go through at once.
+        batch_frames: that number instead; like the one found, it is halved when memory runs out.
+        progress: called with the frames of each batch once it is through.
 
     Raises:
         ContractError: a tap is missing, or its grid changes shape or clip count between batches.
         NonFinite: a grid holds NaN or infinity.
     """
+
+    def encode(clips: ClipBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        grids = encoder.encode(clips, taps)
+        checked = {tap: _checked(grids.get(tap), tap, len(clips)) for tap in taps}
+        return {tap: (grid.values, grid.coarse(COARSE_SIDE)) for tap, grid in checked.items()}
+
     tokens: dict[tuple[str, str], tuple[Grid, ...]] = {}
     coarse: dict[tuple[str, str], Tensor] = {}
+    batching = Batching(device_memory(device), batch_frames)
     started, frames = time.monotonic(), 0
     for split in data.names:
-        kept: dict[str, list[Grid]] = {tap: [] for tap in taps}
+        kept: dict[str, list[Tensor]] = {tap: [] for tap in taps}
         averages: dict[str, list[Tensor]] = {tap: [] for tap in taps}
         for block in data.split(split).blocks:
             n, t, _, _ = block.shape
-            step = max(1, batch_frames // t)
-            parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-            for start in range(0, n, step):
-                batch = block[start : start + step]
-                grids = encoder.encode(batch, taps)
+            for part, found in batching.run(block, encode):
                 for tap in taps:
-                    grid = _checked(grids.get(tap), tap, len(batch))
-                    averages[tap].append(grid.coarse(COARSE_SIDE))
+                    _put(averages[tap], part, n, found[tap][1], tap)
                     if split in data.dense:
-                        parts[tap].append(grid.values)
-                frames += len(batch) * t
-                progress(len(batch) * t)
-            if split in data.dense:
-                for tap in taps:
-                    kept[tap].append(Grid(torch.cat(parts[tap])))
+                        _put(kept[tap], part, n, found[tap][0], tap)
+                del found  # before the next batch runs
+                clips = part.stop - part.start
+                frames += clips * t
+                progress(clips * t)
         for tap in taps:
             coarse[tap, split] = torch.cat(averages[tap])
             if split in data.dense:
-                tokens[tap, split] = tuple(kept[tap])
-    return FeatureSet(tuple(taps), tokens, coarse, control, tuple(stem), time.monotonic() - started, frames)
+                tokens[tap, split] = tuple(map(Grid, kept[tap]))
+    seconds = time.monotonic() - started
+    return FeatureSet(tuple(taps), tokens, coarse, control, tuple(stem), seconds, frames, batching.frames)
 
 
 def _checked(grid: Grid | None, tap: str, clips: int) -> Grid:
@@ -96,7 +112,22 @@ def _checked(grid: Grid | None, tap: str, clips: int) -> Grid:
     if len(grid.values) != clips:
         raise ContractError(f"Tap '{tap}' returned {len(grid.values)} clips for a batch of {clips}.")
     grid.check_finite(f"Tap '{tap}'")
-    return grid
+    return Grid(grid.values.float())
+
+
+def _put(blocks: list[Tensor], part: slice, clips: int, values: Tensor, tap: str) -> None:
+    """Put ``values`` of the clips ``part`` into the last of ``blocks``, or into a new one of ``clips`` clips.
+
+    In place, because joining the batches of a block at its end would need the memory twice.
+    """
+    if part.start == 0:
+        blocks.append(values.new_empty(clips, *values.shape[1:]))
+    block = blocks[-1]
+    if block.shape[1:] != values.shape[1:]:
+        raise ContractError(
+            f"Tap '{tap}' changed shape from {tuple(block.shape[1:])} to {tuple(values.shape[1:])} within a block."
+        )
+    block[part] = values[: part.stop - part.start]
 
 
 def pooled(features: FeatureSet) -> FeatureSet:
@@ -161,8 +192,14 @@ def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:
         if (streams[0].taps[0], split) in streams[0].tokens:
             blocks = zip(*(part.tokens[part.taps[0], split] for part in scaled), strict=True)
             tokens[label, split] = tuple(_concatenated(block) for block in blocks)
-    seconds, frames = sum(s.seconds for s in streams), max(s.frames for s in streams)
-    return FeatureSet((label,), tokens, coarse, seconds=seconds, frames=frames)
+    return FeatureSet(
+        (label,),
+        tokens,
+        coarse,
+        seconds=sum(stream.seconds for stream in streams),
+        frames=max(stream.frames for stream in streams),
+        batch_frames=max(stream.batch_frames for stream in streams),
+    )
 
 
 def _standardised(features: FeatureSet) -> FeatureSet:

@@ -1,0 +1,169 @@
+"""How many frames go through an encoder at once: found on the device, halved when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from foresight_bench.clips import ClipBatch
+
+CPU_FRAMES = 16
+"""Frames at once on a CPU, where larger batches gain nothing (DINOv2: 92 ms an image at 8, 95 at 32)."""
+FIRST_FRAMES = 8
+"""Frames of the first batch on a GPU, whose peak memory says how large the next ones may be."""
+MOST_FRAMES = 64
+"""Frames at once on a GPU at most, a power of two. On an H200, from 8 to 32 images an image gets 3 to 7 % faster,
+from 32 to 64 at most 1 % (benchmarks/speed/results/h200.json)."""
+MEMORY_SHARE = 0.5
+"""Part of the free memory that a batch may take. The rest is for the features that pile up, and for what one small
+batch cannot show: workspaces, fragmentation, clips whose frames cost more."""
+
+_SYMPTOMS = (
+    "DefaultCPUAllocator",  # torch has no type for the host's memory
+    "CUDA out of memory",  # the same as OutOfMemoryError, once torch.compile has wrapped it
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+Result = TypeVar("Result")
+
+
+class Memory(Protocol):
+    """The memory of one device, as far as the size of a batch depends on it."""
+
+    def watch(self) -> None:
+        """Start to watch the peak."""
+        ...
+
+    def peak(self) -> int:
+        """Return the bytes at the highest point since :meth:`watch`, above those that were taken then."""
+        ...
+
+    def free(self) -> int:
+        """Return the bytes that can be had."""
+        ...
+
+    def release(self) -> None:
+        """Give back what is held for reuse, so that it can be had in other sizes."""
+        ...
+
+
+class CudaMemory:
+    """The memory of a CUDA device. Watching starts torch's own peak anew, which then leaves out what came before."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.init()  # before the first tensor stands there, torch calls the device invalid
+        self._device = device
+        self._taken = 0
+
+    def watch(self) -> None:
+        """Start to watch the peak."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._taken = torch.cuda.memory_allocated(self._device)
+
+    def peak(self) -> int:
+        """Return the bytes at the highest point since :meth:`watch`, above those that were taken then."""
+        return torch.cuda.max_memory_allocated(self._device) - self._taken
+
+    def free(self) -> int:
+        """Return the bytes that can be had, from the device and from what torch keeps for reuse."""
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return torch.cuda.mem_get_info(self._device)[0] + cached
+
+    def release(self) -> None:
+        """Give back what torch keeps for reuse."""
+        torch.cuda.empty_cache()
+
+
+def device_memory(device: torch.device | str) -> Memory | None:
+    """Return the memory that limits a batch on ``device``; None where a fixed number of frames is best."""
+    device = torch.device(device)
+    return CudaMemory(device) if device.type == "cuda" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(symptom in str(error) for symptom in _SYMPTOMS)
+
+
+class Batching:
+    """Cuts blocks of clips into batches; clips are never split.
+
+    With ``memory``, the first batch of each frame size is small and watched, and the following ones take the largest
+    power of two of frames that should leave half of the free memory alone. A short last batch is filled up with
+    copies of its last clip: for another size torch.compile may compile anew, which costs far more than a few wasted
+    clips, and kernels are chosen that round differently. Without ``memory`` a short batch is just short.
+
+    Args:
+        memory: of the device; None for ``CPU_FRAMES`` a batch.
+        frames: a given number of frames a batch instead, at least one clip.
+    """
+
+    def __init__(self, memory: Memory | None, frames: int | None = None) -> None:
+        self.frames = 0
+        """Frames of the largest batch that went through."""
+        self._memory = memory
+        self._given = CPU_FRAMES if frames is None and memory is None else frames
+        self._limits: dict[tuple[int, int], int] = {}
+
+    def run(self, block: ClipBatch, encode: Callable[[ClipBatch], Result]) -> Iterator[tuple[slice, Result]]:
+        """Yield consecutive parts of ``block`` with what ``encode`` returned for them (and for copies behind them).
+
+        When memory runs out, the batch is halved and the same clips are tried again.
+
+        Raises:
+            Exception: whatever ``encode`` raises; that memory ran out only if one clip alone is too much.
+        """
+        n, t, height, width = block.shape
+        place, start = (height, width), 0
+        while start < n:
+            limit = self._limits.get(place, self._given)
+            size = max(1, (limit or FIRST_FRAMES) // t)
+            part = slice(start, min(start + size, n))
+            batch = block[part]
+            if self._memory and len(batch) < size:
+                batch = block[np.minimum(np.arange(start, start + size), n - 1)]
+            watched = self._memory if limit is None else None
+            if watched:
+                watched.watch()
+            result = _unless_out_of_memory(encode, batch)
+            if result is None:
+                self._limits[place] = len(batch) // 2 * t
+                gc.collect()
+                if self._memory:
+                    self._memory.release()
+                continue
+            self.frames = max(self.frames, len(batch) * t)
+            peak = watched.peak() if watched else 0
+            yield part, result
+            del result  # before the next batch runs
+            start = part.stop
+            if watched:  # now that the caller has put away what it keeps
+                self._limits[place] = _largest(peak / (len(batch) * t), watched.free())
+
+
+def _unless_out_of_memory(encode: Callable[[ClipBatch], Result], batch: ClipBatch) -> Result | None:
+    """Return the result, or None if memory ran out on more than one clip.
+
+    A function of its own, so that on its return the exception no longer holds the tensors of what it went through.
+    """
+    try:
+        return encode(batch)
+    except Exception as error:
+        if len(batch) == 1 or not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _largest(frame: float, free: int) -> int:
+    """Return the largest power of two of frames, of ``frame`` bytes each, that may be run with ``free`` bytes."""
+    frames = MOST_FRAMES
+    while frames > 1 and frames * frame > MEMORY_SHARE * free:
+        frames //= 2
+    return frames
