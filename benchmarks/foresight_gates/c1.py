@@ -6,7 +6,7 @@ latents normalised per channel. The tap with the least error on `val` is decoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,9 +58,14 @@ class LatentSufficiency:
         _, tap, adapter = best
         progress(f"decoding {tap}")
         grids = bench.tokens(tap, "test")
-        decoded = [normal.backward(adapter.predict(grid)) for grid in grids]
+        sizes = [latents.shape[1:4] for latents in bench.latents("test")]
+
+        def predicted(grids: Iterable[Grid]) -> list[Grid]:
+            return [normal.backward(adapter.predict(*pair)) for pair in zip(grids, sizes, strict=True)]
+
+        decoded = predicted(grids)
         floor = bench.features.control == "floor"  # a floor needs none of its own
-        wrong = [] if floor else [normal.backward(adapter.predict(next_clip(grid))) for grid in grids]
+        wrong = [] if floor else predicted(map(next_clip, grids))
         return Outcome(
             tap,
             READOUT,
@@ -106,6 +111,7 @@ def mean_squared_error(adapter: Adapter, features: Sequence[Grid], latents: Sequ
     """Return the mean squared error over all values of all blocks."""
     total, count = 0.0, 0
     for grid, wanted in zip(features, latents, strict=True):
-        total += float((adapter.predict(grid).values - wanted.values).square().sum(dtype=torch.float64))
+        error = adapter.predict(grid, wanted.shape[1:4]).values - wanted.values
+        total += float(error.square().sum(dtype=torch.float64))
         count += wanted.values.numel()
     return total / count

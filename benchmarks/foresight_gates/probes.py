@@ -121,6 +121,14 @@ class Reading:
     """[F, 3, H, W] in [0, 1], the patch decoder's."""
 
 
+def joined(parts: Sequence[tuple[Sequence[int], Reading]]) -> Reading:
+    """Return one reading of all frames from readings of some of them; with each, where its frames stand."""
+    order = np.argsort([frame for frames, _ in parts for frame in frames])
+    proposals = [proposal for _, part in parts for proposal in part.proposals]
+    cover, images = torch.cat([part.cover for _, part in parts]), torch.cat([part.frames for _, part in parts])
+    return Reading(tuple(proposals[index] for index in order), cover[order], images[order])
+
+
 @dataclass(frozen=True)
 class Heads:
     """The dense detection probe and the patch decoder of one tap, on one grid."""

@@ -16,10 +16,10 @@ import torch
 from foresight_bench.bench import Bench
 from foresight_bench.contracts import FrameBoxes, Measurement, Outcome
 from foresight_bench.features import next_clip, pooled_grid
-from foresight_bench.grids import Grid
+from foresight_bench.grids import Grid, slots
 from foresight_bench.scores import Scores
 from foresight_bench.specs import ExperimentSpec
-from foresight_gates.probes import Block, Heads, Reading, extent_boxes
+from foresight_gates.probes import Block, Heads, Reading, extent_boxes, joined
 from foresight_gates.targets import cell_targets
 
 READOUT = "tokens"
@@ -41,7 +41,8 @@ def same(grid: Grid) -> Grid:
 class _Fitted:
     """The heads of one tap and readout, with the levels that `val` chose."""
 
-    heads: Heads
+    heads: tuple[Heads, ...]
+    """One for each frame that shares a token (:func:`foresight_bench.grids.slots`)."""
     view: View
     confidence: float
     cover: float
@@ -80,13 +81,15 @@ class InformationPreservation:
                 progress(f"{tap} {readout}")
                 measured += self._measure(bench, self._fit(bench, tap, view), "test", tap, readout, same, metrics)
         details: dict[str, float | str] = {f"val_margin.{name}": value for name, value in margins.items()}
-        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), fitted[tap].heads.parameters, details)
+        parameters = sum(heads.parameters for heads in fitted[tap].heads)
+        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), parameters, details)
 
     def _fit(self, bench: Bench, tap: str, view: View) -> _Fitted:
-        blocks = {split: _blocks(bench, tap, split, view) for split in ("train", "val")}
-        heads = Heads.fitted(blocks["train"], blocks["val"], len(bench.data.class_names))
-        height, width = blocks["val"][0][2].shape[2:]
-        readings = [heads.read(grid, height, width) for grid, _, _ in blocks["val"]]
+        train, val = (_blocks(bench, tap, split, view) for split in ("train", "val"))
+        # A slot that only one of the two has cannot be fitted; its frames are read by the first slot's heads.
+        heads = tuple(Heads.fitted(*pair, len(bench.data.class_names)) for pair in zip(train, val, strict=False))
+        height, width = bench.shared.split("val").blocks[0].shape[2:]
+        readings = _read(bench, heads, "val", [view(grid) for grid in bench.tokens(tap, "val")])
 
         def best(predict: Callable[[Reading, float], list[FrameBoxes]]) -> float:
             values = [
@@ -114,7 +117,8 @@ class InformationPreservation:
     ) -> list[Measurement]:
         """Measure ``metrics`` on a split, with the tokens ``disturb``ed."""
         height, width = bench.shared.split(split).blocks[0].shape[2:]
-        readings = [fitted.heads.read(disturb(fitted.view(grid)), height, width) for grid in bench.tokens(tap, split)]
+        grids = [disturb(fitted.view(grid)) for grid in bench.tokens(tap, split)]
+        readings = _read(bench, fitted.heads, split, grids)
         frames = torch.cat([reading.frames for reading in readings])
         proposals = [p for reading in readings for p in reading.proposals]
         extents = [b for r in readings for b in extent_boxes(r.cover, fitted.cover, height, width)]
@@ -151,12 +155,42 @@ def other_readouts(grid: Grid) -> dict[str, View]:
     return ways
 
 
-def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[Block]:
-    """Return (grid, targets on that grid, frames [F, 3, H, W]) of each block of a split."""
-    result = []
+def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[list[Block]]:
+    """Return, slot by slot, (grid, targets on that grid, frames [F, 3, H, W]) of each block of a split."""
+    result: list[list[Block]] = []
     for block, tokens in zip(bench.shared.split(split).blocks, bench.tokens(tap, split), strict=True):
         assert block.truth is not None
         grid = view(tokens)
+        n, t, _, _ = block.shape
         targets = cell_targets(block.truth, grid.shape[2], grid.shape[3], bench.device)
-        result.append((grid, targets, bench.shared.images(block.frames)))
+        images = bench.shared.images(block.frames)
+        for slot, (cells, frames) in enumerate(slots(grid.shape[1], t)):
+            part = grid, targets, images
+            if grid.shape[1] != t:  # else no copy, of what is the largest thing in memory
+                chosen = _flat(n, t, frames)
+                part = Grid(grid.values[:, cells]), targets.at(chosen), images[chosen]
+            if slot == len(result):
+                result.append([])
+            result[slot].append(part)
     return result
+
+
+def _read(bench: Bench, heads: Sequence[Heads], split: str, grids: Sequence[Grid]) -> list[Reading]:
+    """Return what ``heads`` read of every frame of a split, one reading a block."""
+    readings = []
+    for block, grid in zip(bench.shared.split(split).blocks, grids, strict=True):
+        n, t, height, width = block.shape
+        if grid.shape[1] == t:
+            readings.append(heads[0].read(grid, height, width))
+            continue
+        parts = []
+        for slot, (cells, frames) in enumerate(slots(grid.shape[1], t)):
+            reader = heads[slot if slot < len(heads) else 0]
+            parts.append((_flat(n, t, frames), reader.read(Grid(grid.values[:, cells]), height, width)))
+        readings.append(joined(parts))
+    return readings
+
+
+def _flat(n: int, t: int, frames: Sequence[int]) -> list[int]:
+    """Return where ``frames`` of each of ``n`` clips stand among all ``n * t`` frames."""
+    return [clip * t + frame for clip in range(n) for frame in frames]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,11 @@ class CellTargets:
     distances: Tensor
     """[F, H', W', 4] float32: from the cell's centre to the left, top, right and bottom side of the owner's
     box, as shares of the frame's width or height; zeros for background."""
+
+    def at(self, frames: Sequence[int]) -> CellTargets:
+        """Return the targets of some frames."""
+        index = torch.tensor(frames, device=self.owner.device)
+        return CellTargets(self.owner[index], self.central[index], self.classes[index], self.distances[index])
 
 
 def cell_centres(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:

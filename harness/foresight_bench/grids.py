@@ -11,6 +11,25 @@ from torch.nn import functional as F
 from foresight_bench.errors import ContractError, NonFinite
 
 
+def slots(cells: int, frames: int) -> list[tuple[list[int], list[int]]]:
+    """Return, slot by slot, cells in time and the frames they describe: the first frame of each cell, the second, ...
+
+    Frame f belongs to cell ``f * cells // frames``. Of 9 frames in 5 cells, slot 0 holds frames 0, 2, 4, 6 and 8, slot
+    1 the others. A head for each slot can tell the frames apart that share a token; one head for all could not.
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    seen: dict[int, int] = {}
+    for frame in range(frames):
+        cell = frame * cells // frames
+        slot = seen.get(cell, 0)
+        seen[cell] = slot + 1
+        if slot == len(found):
+            found.append(([], []))
+        found[slot][0].append(cell)
+        found[slot][1].append(frame)
+    return found
+
+
 @dataclass(frozen=True)
 class Grid:
     """A feature grid or a latent grid.

@@ -11,7 +11,7 @@ import torch
 
 from foresight_bench import features as feature_pass
 from foresight_bench.bench import Bench, Workbench
-from foresight_bench.contracts import Outcome
+from foresight_bench.contracts import EncoderSetup, Outcome
 from foresight_bench.features import FeatureSet
 from foresight_bench.grids import Grid
 from foresight_bench.registry import Registry, target
@@ -25,10 +25,13 @@ SPLITS = {"train": ((96, 1),), "val": ((24, 1),), "test": ((36, 1), (2, 5)), "al
 Scramble = Callable[[torch.Tensor], torch.Tensor]
 
 
+CLIPS = {"train": ((24, 4),), "val": ((8, 3),), "test": ((4, 5), (6, 1)), "align": ((8, 2),)}
+
+
 @cache
-def shared() -> Workbench:
+def shared(moving: bool = False) -> Workbench:
     # 224 pixels: at 14 pixels a cell the smallest objects still fill one.
-    data = SceneData(Recipe(SceneParameters(side=224, objects_max=3), SPLITS))
+    data = SceneData(Recipe(SceneParameters(side=224, objects_max=3), CLIPS if moving else SPLITS))
     return Workbench(Registry.installed(), data, "cpu", {})
 
 
@@ -39,11 +42,11 @@ def experiment(name: str) -> ExperimentSpec:
 
 
 @cache
-def features(encoder: str) -> FeatureSet:
+def features(encoder: str, moving: bool = False) -> FeatureSet:
     spec = shared().registry.encoders[encoder].spec
     (variant,) = spec.variants
-    model = target(spec.target)(weights=None, device=torch.device("cpu"), seed=0, **variant.params)
-    return feature_pass.extract(model, variant.default_taps, shared().data, control=spec.control)
+    model = target(spec.target)(EncoderSetup(), **variant.params)
+    return feature_pass.extract(model, variant.default_taps, shared(moving).data, control=spec.control)
 
 
 def scrambled(encoder: str, change: Scramble, splits: tuple[str, ...]) -> FeatureSet:
@@ -55,9 +58,10 @@ def scrambled(encoder: str, change: Scramble, splits: tuple[str, ...]) -> Featur
     return replace(whole, tokens=tokens)
 
 
-def run(name: str, row: FeatureSet) -> Outcome:
+def run(name: str, row: FeatureSet, moving: bool = False) -> Outcome:
     spec = experiment(name)
-    outcome: Outcome = target(spec.target)(spec).run(Bench(shared(), row, 0, "linear", "patch-pca"), lambda text: None)
+    bench = Bench(shared(moving), row, 0, "linear", "patch-pca")
+    outcome: Outcome = target(spec.target)(spec).run(bench, lambda text: None)
     return outcome
 
 
@@ -90,6 +94,26 @@ def test_pixels_decode_themselves() -> None:
     outcome = run("Q2", features("pixels"))
     assert values(outcome)["edge_f1"] >= 0.99
     assert_all_fail("Q2", values(outcome, shuffled=True))
+
+
+@pytest.mark.parametrize("name", ["Q2", "C1"])
+def test_tokens_of_two_frames_are_read_frame_by_frame(name: str) -> None:
+    def paired(grid: Grid) -> Grid:
+        values = torch.cat([grid.values, grid.values[:, -1:]], 1)[:, : grid.shape[1] + grid.shape[1] % 2]
+        return Grid(values.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(4))
+
+    single = features("pixels", moving=True)
+    double = replace(single, tokens={key: tuple(map(paired, grids)) for key, grids in single.tokens.items()})
+    mean = replace(double, tokens={key: tuple(map(averaged, grids)) for key, grids in double.tokens.items()})
+    best, found, blurred = (values(run(name, row, moving=True)) for row in (single, double, mean))
+    metric = {"Q2": "edge_f1", "C1": "ssim"}[name]
+    assert found[metric] == pytest.approx(best[metric], abs=0.01)
+    assert blurred[metric] < found[metric] - 0.02
+
+
+def averaged(grid: Grid) -> Grid:
+    """Tokens that hold the mean of their two frames, and so cannot tell them apart."""
+    return Grid(grid.values.unflatten(-1, (2, -1)).mean(-2))
 
 
 def test_pixels_reach_the_round_trip_through_the_linear_adapter() -> None:

@@ -29,7 +29,8 @@ def mlp(seed: int = 0) -> MLPAdapter:
 
 
 def error(adapter: LinearAdapter | MLPAdapter, pair: tuple[Grid, Grid]) -> float:
-    return float((adapter.predict(pair[0]).values - pair[1].values).square().mean() / pair[1].values.var())
+    predicted = adapter.predict(pair[0], pair[1].shape[1:4]).values
+    return float((predicted - pair[1].values).square().mean() / pair[1].values.var())
 
 
 def test_linear_recovers_a_linear_map() -> None:
@@ -55,8 +56,8 @@ def test_mlp_depends_on_its_seed_alone() -> None:
     for adapter in (first, again, other):
         adapter.fit(*pairs)
     probe = pairs[1][0][0]
-    assert torch.equal(first.predict(probe).values, again.predict(probe).values)
-    assert not torch.equal(first.predict(probe).values, other.predict(probe).values)
+    assert torch.equal(first.predict(probe, (1, 4, 4)).values, again.predict(probe, (1, 4, 4)).values)
+    assert not torch.equal(first.predict(probe, (1, 4, 4)).values, other.predict(probe, (1, 4, 4)).values)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -66,8 +67,35 @@ def test_any_grid_is_mapped_onto_the_latent_grid(make: object) -> None:
     features = Grid(torch.randn(40, 2, 5, 7, 3, generator=torch.Generator().manual_seed(0)))
     latents = Grid(torch.randn(40, 2, 3, 4, 2, generator=torch.Generator().manual_seed(1)))
     adapter.fit([(features, latents)], [(features, latents)])
-    assert adapter.predict(Grid(features.values[:6])).shape == (6, 2, 3, 4, 2)
-    assert adapter.predict(Grid(features.values[:6, :1])).shape == (6, 1, 3, 4, 2)
+    assert adapter.predict(Grid(features.values[:6]), (2, 3, 4)).shape == (6, 2, 3, 4, 2)
+    assert adapter.predict(Grid(features.values[:6, :1]), (1, 6, 2)).shape == (6, 1, 6, 2, 2)
+    assert adapter.predict(Grid(features.values[:6]), (9, 3, 4)).shape == (6, 9, 3, 4, 2)
+
+
+def paired(n: int, frames: int, seed: int) -> tuple[Grid, Grid]:
+    """Return latents [n, frames, 2, 2, 3] and features that hold two frames of them, one after the other."""
+    latents = torch.randn(n, frames, 2, 2, 3, generator=torch.Generator().manual_seed(seed))
+    even = torch.cat([latents, latents[:, -1:]], 1)[:, : frames + frames % 2]
+    features = even.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(4)
+    return Grid(features), Grid(latents)
+
+
+def test_linear_tells_frames_apart_that_share_a_token() -> None:
+    adapter = LinearAdapter(seed=0, device=CPU)
+    adapter.fit([paired(64, 9, 0)], [paired(16, 9, 1)])
+    assert error(adapter, paired(8, 9, 2)) < 1e-6
+    assert error(adapter, paired(8, 4, 3)) < 1e-6
+    assert adapter.trainable_parameters == 2 * (6 * 3 + 3)
+
+
+def test_linear_reads_a_slot_it_has_not_seen_as_the_first() -> None:
+    adapter = LinearAdapter(seed=0, device=CPU)
+    adapter.fit([paired(64, 1, 0)], [paired(16, 1, 1)])
+    features, _ = paired(4, 4, 2)
+    predicted = adapter.predict(features, (4, 2, 2)).values
+    torch.testing.assert_close(predicted[:, 0::2], predicted[:, 1::2])
+    # Trained on a frame shown twice, the map gives the mean of the two.
+    torch.testing.assert_close(predicted[:, 0], features.values[:, 0].unflatten(-1, (2, 3)).mean(-2), atol=0.02, rtol=0)
 
 
 def clips(n: int) -> ClipBatch:

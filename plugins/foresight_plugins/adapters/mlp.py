@@ -23,8 +23,6 @@ class MLPAdapter:
         self.seed, self.device = seed, device
         self.expansion, self.epochs, self.batch, self.lr = expansion, epochs, batch, lr
         self.net: nn.Module = nn.Identity()
-        self.size = (0, 0)
-        self.frames = (1, 1)
 
     @property
     def trainable_parameters(self) -> int:
@@ -35,8 +33,6 @@ class MLPAdapter:
         """Train on every cell of ``train``; ``val`` picks the epoch."""
         x, y = (torch.cat(parts) for parts in zip(*cells(train), strict=True))
         x_val, y_val = (torch.cat(parts) for parts in zip(*cells(val), strict=True))
-        _, t, h, w, _ = train[0][1].shape
-        self.size, self.frames = (h, w), (t, train[0][0].shape[1])
 
         generator = torch.Generator().manual_seed(self.seed)
         width = self.expansion * x.shape[1]
@@ -65,10 +61,9 @@ class MLPAdapter:
         self.net.load_state_dict(kept)
 
     @torch.no_grad()
-    def predict(self, features: Grid) -> Grid:
-        """Return latents; a feature grid of more or fewer frames keeps the ratio seen in ``fit``."""
-        t = max(1, features.shape[1] * self.frames[0] // self.frames[1])
-        values = features.resampled(t, *self.size).values
+    def predict(self, features: Grid, size: tuple[int, int, int]) -> Grid:
+        """Return latents of ``size`` T', H', W'; latent frames that share a token are one answer."""
+        values = features.resampled(*size).values
         rows = torch.cat([self.net(part) for part in values.flatten(0, 3).split(65536)])
         return Grid(rows.unflatten(0, values.shape[:4]))
 
