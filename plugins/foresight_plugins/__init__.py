@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from foresight_bench import hookimpl
 from foresight_bench.specs import AdapterSpec, DecoderSpec, EncoderSpec, MetricSpec
 from foresight_plugins.encoders.dinov2_spec import DINOV2
+from foresight_plugins.encoders.internvl2_spec import INTERNVL2
+from foresight_plugins.encoders.llava_next_spec import LLAVA_NEXT
+from foresight_plugins.encoders.qwen2_5_vl_spec import QWEN2_5_VL
+from foresight_plugins.encoders.sam_spec import SAM
 from foresight_plugins.metric_specs import METRICS
 
 
 @hookimpl
 def foresight_encoders() -> Sequence[EncoderSpec]:
     """Return the frozen encoders."""
-    return (DINOV2,)
+    return (DINOV2, QWEN2_5_VL, INTERNVL2, LLAVA_NEXT, SAM)
 
 
 @hookimpl

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import ResolvedWeights
+from foresight_bench.contracts import EncoderSetup, ResolvedWeights
 from foresight_bench.errors import PluginError, WeightsError
 from foresight_bench.weights import resolve
 from foresight_plugins.encoders import dinov2
-from foresight_plugins.encoders.dinov2 import DINOv2, nearest_multiple, position_grid, preprocess
+from foresight_plugins.encoders.dinov2 import DINOv2, position_grid, preprocess
 from foresight_plugins.encoders.dinov2_spec import DINOV2
+from foresight_plugins.encoders.images import nearest_multiple
 
 PLAIN = "vit_small_patch14_dinov2"
 REGISTERS = "vit_small_patch14_reg4_dinov2"
@@ -72,7 +73,7 @@ def lively(tmp_path: Path) -> Callable[[str], tuple[DINOv2, Any]]:
 
 def encoder(architecture: str = PLAIN, path: Path | None = None, seed: int = 0) -> DINOv2:
     weights = ResolvedWeights(path, "", "file") if path else None
-    return DINOv2(weights=weights, device="cpu", seed=seed, architecture=architecture)
+    return DINOv2(EncoderSetup(weights=weights, seed=seed), architecture)
 
 
 def clips(n: int, t: int, h: int, w: int, seed: int = 0) -> ClipBatch:
@@ -193,7 +194,7 @@ def test_features_can_train_an_adapter() -> None:
 
 @pytest.mark.parametrize(("pixels", "expected"), [(14, 14), (20, 14), (21, 28), (224, 224), (256, 252), (3, 14)])
 def test_nearest_multiple(pixels: int, expected: int) -> None:
-    assert nearest_multiple(pixels) == expected
+    assert nearest_multiple(pixels, 14) == expected
 
 
 def test_odd_sizes_are_resized_as_pil_does() -> None:
@@ -242,10 +243,13 @@ def test_unknown_tap() -> None:
     [
         (
             lambda state: state.pop("norm.bias"),
-            r"1 entries differ.*norm\.bias \(expected \(384,\), found None",
+            r"not those of vit_small.*1 entries differ \(norm\.bias is missing\)",
         ),
-        (lambda state: state.update(extra=torch.zeros(1)), r"extra \(expected None"),
-        (lambda state: state.update(cls_token=torch.zeros(1, 1, 8)), r"cls_token .*found \(1, 1, 8\)"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"extra is not part of it"),
+        (
+            lambda state: state.update(cls_token=torch.zeros(1, 1, 8)),
+            r"cls_token is \(1, 1, 8\) instead of \(1, 1, 384\)",
+        ),
     ],
 )
 def test_loading_is_strict(change: Callable[[dict[str, Tensor]], Any], match: str, tmp_path: Path) -> None:
@@ -261,7 +265,7 @@ def test_loading_is_strict(change: Callable[[dict[str, Tensor]], Any], match: st
 def test_unreadable_weights(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
         encoder(PLAIN, path)
 
 
@@ -296,7 +300,7 @@ def real() -> DINOv2:
         found = resolve(weights)
     except WeightsError as error:
         pytest.skip(f"The DINOv2 weights are out of reach: {error.message}")
-    return DINOv2(weights=found, device="cpu", seed=0, architecture=PLAIN)
+    return DINOv2(EncoderSetup(weights=found), PLAIN)
 
 
 @pytest.mark.archives
@@ -321,7 +325,39 @@ def test_real_weights_see_the_picture(real: DINOv2, monkeypatch: pytest.MonkeyPa
             return F.interpolate(planes, (h, w), mode="bicubic", antialias=area).permute(0, 2, 3, 1)
 
         monkeypatch.setattr(dinov2, "position_grid", resized)
+        real._grids.clear()
         return relative(real.encode(batch, ["final"])["final"].values, final)
 
     assert 0.004 < moved(area=False) < 0.03
     assert 0.02 < moved(area=True) < 0.12
+    real._grids.clear()
+
+
+def test_bfloat16_is_near_float32() -> None:
+    batch = clips(2, 2, 56, 84)
+    for architecture in (PLAIN, REGISTERS):
+        exact, rounded = (
+            DINOv2(EncoderSetup(precision=precision), architecture).encode(batch, ["block.1", "final"])
+            for precision in ("float32", "bfloat16")
+        )
+        for tap, grid in rounded.items():
+            assert grid.values.dtype == torch.bfloat16
+            assert 1e-4 < relative(grid.values.float(), exact[tap].values) < 3e-2
+
+
+def test_compiled_blocks_share_their_graphs_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=backend))
+    torch.compiler.reset()
+    eager, compiled = (DINOv2(EncoderSetup(compiled=compiled), PLAIN) for compiled in (False, True))
+    for n in (1, 2, 3):
+        batch = clips(n, 1, 56, 56)
+        expected = eager.encode(batch, ["final"])["final"].values
+        torch.testing.assert_close(compiled.encode(batch, ["final"])["final"].values, expected)
+    assert 1 <= len(graphs) <= 3  # one for a batch of one, one for two, one for any other

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import Encoder
+from foresight_bench.contracts import Encoder, EncoderSetup
 from foresight_bench.errors import ContractError, NonFinite, WeightsError
 from foresight_bench.grids import Grid
 from foresight_bench.testing.layout import check_layout
@@ -66,7 +66,7 @@ def trained() -> Encoder:
         found = resolve(VARIANT.weights)
     except WeightsError as error:
         pytest.skip(f"The DINOv2 weights are out of reach: {error.message}")
-    return Recorded(DINOv2(weights=found, device="cpu", seed=0, architecture="vit_small_patch14_dinov2"))
+    return Recorded(DINOv2(EncoderSetup(weights=found), "vit_small_patch14_dinov2"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def untrained() -> Encoder:
     with pytest.MonkeyPatch.context() as patch:
         # A layer scale of one: timm starts at 1e-5, which makes every tap a copy of the first.
         patch.setattr(timm, "create_model", lambda name, **kw: create(name, depth=3, **kw))
-        encoder = DINOv2(weights=None, device="cpu", seed=0, architecture="vit_small_patch14_reg4_dinov2")
+        encoder = DINOv2(EncoderSetup(), "vit_small_patch14_reg4_dinov2")
     return Recorded(encoder)
 
 

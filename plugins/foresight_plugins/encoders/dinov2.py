@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foresight_bench.checkpoints import Checkpoint, fill
 from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import ResolvedWeights
-from foresight_bench.errors import WeightsError, unknown
+from foresight_bench.contracts import EncoderSetup
+from foresight_bench.errors import unknown
 from foresight_bench.grids import Grid
+from foresight_plugins.encoders.images import IMAGENET, nearest_multiple, normalised, resized
+from foresight_plugins.encoders.seeding import seeded
 
 PATCH = 14
 TRAINED_SIDE = 37
@@ -28,31 +31,31 @@ class DINOv2:
     after the final LayerNorm). The CLS token and the registers are dropped from all of them.
 
     Args:
-        weights: a ``.safetensors`` file with exactly the entries of timm's model, or None for random ones.
-        device: where the model runs and where the grids stand.
-        seed: of the random weights; unused otherwise.
+        setup: the weights are a ``.safetensors`` file with exactly the entries of timm's model.
         architecture: timm's name, ``vit_{small,base,large,giant}_patch14_dinov2`` or ``..._reg4_dinov2``.
 
     Raises:
         WeightsError: an entry is missing, unexpected or of another shape, or the file cannot be read.
     """
 
-    def __init__(
-        self, *, weights: ResolvedWeights | None, device: str | torch.device, seed: int, architecture: str
-    ) -> None:
-        # Seeds the CPU's generator alone, where timm draws, and leaves every global generator as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+    def __init__(self, setup: EncoderSetup, architecture: str) -> None:
+        with seeded("cpu", setup.seed):  # where timm draws
             # LayerScale of 1 as in the original repository; timm's 1e-5 would leave random blocks next to idle.
             model: Any = timm.create_model(architecture, pretrained=False, num_classes=0, img_size=518, init_values=1.0)
-        if weights is not None:
-            _load(model, weights, architecture)
-        self._device = torch.device(device)
-        self._model: Any = model.eval().requires_grad_(False).to(self._device, torch.float32)
+        if setup.weights is not None:
+            tensors = Checkpoint(setup.weights.path).tensors(lambda name: True)
+            fill(model, tensors, f"{architecture} in timm's layout (timm/{architecture}.lvd142m on the hub)")
+        self._device = torch.device(setup.device)
+        self._precision = getattr(torch, setup.precision)
+        # Interpolated in float32 whatever the precision: they are added once, and their rounding would stay.
+        self._positions = model.pos_embed.detach().to(self._device, torch.float32)
+        self._grids: dict[tuple[int, int], Tensor] = {}
+        self._model: Any = model.eval().requires_grad_(False).to(self._device, self._precision)
+        self._block = torch.compile(_block) if setup.compiled else _block
         self._taps = ("patch_embed", *(f"block.{index}" for index in range(len(model.blocks))), "final")
 
     def encode(self, clips: ClipBatch, taps: Sequence[str]) -> Mapping[str, Grid]:
-        """Return a float32 grid [N, T, H / 14, W / 14, C] per tap; each frame is encoded on its own.
+        """Return a grid [N, T, H / 14, W / 14, C] per tap; each frame is encoded on its own.
 
         A side that is no multiple of 14 is first resized to the nearest one. Blocks after the deepest tap
         asked for do not run.
@@ -66,7 +69,7 @@ class DINOv2:
         # Not inference_mode: an adapter trains on these grids, and autograd refuses inference tensors.
         with torch.no_grad():
             images = preprocess(torch.tensor(clips.frames, device=self._device).flatten(0, 1))
-            found = self._run(images, frozenset(taps))
+            found = self._run(images.to(self._precision), frozenset(taps))
         n, t, _, _ = clips.shape
         return {tap: Grid(found[tap].reshape(n, t, *found[tap].shape[1:])) for tap in taps}
 
@@ -78,27 +81,31 @@ class DINOv2:
         patches = model.patch_embed.proj(images).permute(0, 2, 3, 1)
         found = {"patch_embed": patches}
         h, w = patches.shape[1:3]
-        prefix = model.num_prefix_tokens
         tokens = None
         for index, block in enumerate(model.blocks):
             if taps <= found.keys():
                 return found
-            tokens = block(self._embed(patches) if tokens is None else tokens)
-            found[f"block.{index}"] = tokens[:, prefix:].reshape(-1, h, w, tokens.shape[-1])
-        found["final"] = model.norm(found[f"block.{len(model.blocks) - 1}"])
+            tokens = self._block(block, self._embed(patches) if tokens is None else tokens)
+            if f"block.{index}" in taps:
+                found[f"block.{index}"] = tokens[:, model.num_prefix_tokens :].unflatten(1, (h, w))
+        if "final" in taps and tokens is not None:
+            found["final"] = model.norm(tokens[:, model.num_prefix_tokens :]).unflatten(1, (h, w))
         return found
 
     def _embed(self, patches: Tensor) -> Tensor:
         """Return the first block's input [B, prefix + h * w, C]: CLS, registers, patches with positions."""
         model = self._model
         batch, h, w, _ = patches.shape
-        cls, positions = model.cls_token, model.pos_embed
+        cls, positions = model.cls_token, self._positions
         # timm's models with registers carry the position of the CLS token inside the token itself.
         registers = model.reg_token is not None
         if not registers:
-            cls, positions = cls + positions[:, :1], positions[:, 1:]
+            cls, positions = cls + positions[:, :1].to(cls.dtype), positions[:, 1:]
         prefix = torch.cat([cls, model.reg_token], 1) if registers else cls
-        patches = patches + position_grid(positions, h, w, antialias=registers)
+        if (h, w) not in self._grids:
+            # Once a size: the bicubic kernel takes 9 ms on an H200, as long as the blocks take for 6 images.
+            self._grids[h, w] = position_grid(positions, h, w, antialias=registers).to(patches.dtype)
+        patches = patches + self._grids[h, w]
         return torch.cat([prefix.expand(batch, -1, -1), patches.flatten(1, 2)], 1)
 
 
@@ -123,44 +130,11 @@ def position_grid(positions: Tensor, h: int, w: int, *, antialias: bool) -> Tens
 
 
 def preprocess(frames: Tensor) -> Tensor:
-    """Return ``frames`` [B, H, W, 3] uint8 as [B, 3, H', W'] float32, sides multiples of 14.
-
-    Resizing is bicubic with an area filter in two passes, columns first, each rounded to whole levels, as
-    PIL does it; one pass in floating point is off by up to 11 levels. Then ImageNet mean and deviation.
-    """
+    """Return ``frames`` [B, H, W, 3] uint8 as [B, 3, H', W'] float32, sides multiples of 14, normalised."""
     _, h, w, _ = frames.shape
-    images = frames.permute(0, 3, 1, 2).float()
-    rows, columns = nearest_multiple(h), nearest_multiple(w)
-    for size in ((h, columns), (rows, columns)):
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True).round().clamp(0, 255)
-    mean = images.new_tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
-    deviation = images.new_tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-    return (images / 255 - mean) / deviation
+    return normalised(resized(frames, nearest_multiple(h, PATCH), nearest_multiple(w, PATCH)), IMAGENET)
 
 
-def nearest_multiple(pixels: int) -> int:
-    """Return the multiple of 14 nearest to ``pixels``, at least 14; the larger of two equally near."""
-    return max(PATCH, (2 * pixels + PATCH) // (2 * PATCH) * PATCH)
-
-
-def _load(model: torch.nn.Module, weights: ResolvedWeights, architecture: str) -> None:
-    """Copy the file's tensors into ``model``; raise :class:`WeightsError` unless every entry matches."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(weights.path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"The weights file {weights.path} cannot be read: {error}.") from error
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-    if wrong:
-        what = [f"{name} (expected {shapes.get(name)}, found {given.get(name)})" for name in wrong[:3]]
-        raise WeightsError(
-            f"The weights file {weights.path} is not {architecture}: {len(wrong)} entries differ, "
-            f"first {', '.join(what)}.",
-            "DINOv2 reads timm's layout, as in timm/<architecture>.lvd142m on the Hugging Face hub.",
-        )
-    model.load_state_dict(state)
+def _block(block: Any, tokens: Tensor) -> Tensor:
+    output: Tensor = block(tokens)
+    return output
