@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from foresight_bench.cells import Provenance
 from foresight_bench.contracts import ResolvedWeights
-from foresight_bench.errors import CELL_FAILED, OK, ForesightError
+from foresight_bench.errors import CELL_FAILED, OK, EnvironmentFault, ForesightError
 from foresight_bench.plan import Selection, plan
 from foresight_bench.registry import Registry
 from foresight_bench.store import Store
@@ -78,6 +78,10 @@ def main() -> int:
         registry = Registry.installed()
         known = {n: ResolvedWeights(Path(w.path), w.sha256, w.source, w.files) for n, w in job.weights.items()}
         planned = plan(registry, job.selection, lambda weights, needed: known[weights.name])
+        if not set(job.missing) <= {cell.id for cell in planned.cells}:
+            raise EnvironmentFault(
+                "The code, a library or the weights changed while the run was starting.", "Run the same command again."
+            )
         engine = Engine(
             registry,
             planned,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from foresight_bench.cells import Cell
 from foresight_bench.cli import main
@@ -156,6 +157,14 @@ def test_a_dead_worker_keeps_what_it_finished(toy: Path) -> None:
     assert found["blank", "Q2"].status == "ok"
 
 
+def test_a_plan_that_changed_under_the_worker_is_said_so(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foresight_bench.plan.code_digest", lambda package: "0" * 64)  # the worker finds another
+    done = run(toy, "-e", "sound", "-x", "Q2")
+    assert done.exit_code == 4, done.output
+    assert "changed while the run was starting" in done.stderr
+    assert not list(toy.rglob("*.json"))
+
+
 def test_a_leaking_split_stops_the_run(toy: Path) -> None:
     done = run(toy, "-e", "sound", "--suite", "leaky")
     assert done.exit_code == 4
@@ -216,6 +225,36 @@ def test_bad_input_is_one_sentence_and_an_exit_code(toy: Path, arguments: list[s
     assert done.exit_code == code, done.output
     assert sentence in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_checkpoint_folder_runs_through_every_experiment(toy: Path, tmp_path: Path) -> None:
+    config = Qwen2_5_VLConfig.from_dict(
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 48,
+            "vocab_size": 300,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "intermediate_size": 44,
+                "out_hidden_size": 32,
+                "fullatt_block_indexes": [1],
+            },
+        }
+    )
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path)
+    done = run(toy, "-e", "qwen2.5-vl@post_merge", "--weights", f"qwen2.5-vl-7b={tmp_path}")
+    assert done.exit_code == 0, done.output
+    for experiment in ("C1", "Q1", "Q2"):
+        assert cells(toy)["qwen2.5-vl:7b@post_merge", experiment].status == "ok"
+    lacking = run(toy, "-e", "qwen2.5-vl@block.5", "-x", "Q1", "--weights", f"qwen2.5-vl-7b={tmp_path}")
+    assert lacking.exit_code == 4, lacking.output
+    assert "lacks the tap block.5" in lacking.stderr
 
 
 @pytest.mark.parametrize(
