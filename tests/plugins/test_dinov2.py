@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,6 @@ PLAIN = "vit_small_patch14_dinov2"
 REGISTERS = "vit_small_patch14_reg4_dinov2"
 DEPTH = 2
 TAPS = ("patch_embed", "block.0", "block.1", "final")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small run no faster on two threads, and far slower when others use the machine too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

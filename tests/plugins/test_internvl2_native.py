@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,6 @@ TEXT: dict[str, Any] = {
 PROMPT, IMAGE = (1, 25, 7, 9, 26), 29
 TAPS = taps(DEPTH, LAYERS)
 KINDS = {"InternVL2_5-8B-MPO-hf": "llama", "InternVL3-8B-hf": "qwen2"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small run no faster on two threads, and far slower when others use the machine too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -48,15 +48,6 @@ class Scrambled:
     def encode(self, clips: ClipBatch, taps: Sequence[str]) -> Mapping[str, Grid]:
         grids = self.encoder.encode(clips, taps)
         return {tap: Grid(self.scramble(grid.values)) for tap, grid in grids.items()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are done before a second thread has woken up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

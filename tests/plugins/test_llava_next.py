@@ -60,15 +60,6 @@ SIZES = [(112, 112), (112, 84), (56, 150), (61, 100), (150, 40)]
 """Of frames: whole cells of a square canvas, of a landscape one, and three that end inside a cell."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are done before a second thread has woken up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "mistral-7b", TINY)

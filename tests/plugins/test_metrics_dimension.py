@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import skdim
@@ -14,15 +12,6 @@ from foresight_bench.contracts import Spaces
 from foresight_bench.errors import UsageError
 from foresight_plugins.metrics.dimension import ESTIMATORS, Dimension, distinct, mle, pca95, two_nn
 from foresight_plugins.metrics.pairwise import squared_distances
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Thousands of small products: threads only wait for each other, the more so on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def manifold(n: int, dimension: int, width: int, seed: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,15 +29,6 @@ ASSOCIATION: dict[str, SpaceMetric] = {
     "cka": Cka(permutations=99),
 }
 PAIRWISE = [name for name in ASSOCIATION if name != "ridge_r2"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Thousands of small products: threads only wait for each other, the more so on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,15 +31,6 @@ TINY = sam.Architecture(dim=32, depth=8, heads=2, image=128, window=3, neck=16)
 """8 x 8 tokens; blocks 1, 3, 5 and 7 are global, the others have 3 x 3 windows of 3 x 3, one token of padding."""
 TAPS = ("patch_embed", *(f"block.{index}" for index in range(8)), "neck")
 SIZES = ((128, 128), (70, 128), (128, 96))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small run no faster on two threads, and far slower when others use the machine too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
