@@ -60,8 +60,8 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What a folder's index and its single file are called, by the library that wrote its config.json."""
-        prefix = DIFFUSERS if "_class_name" in self.config else ""
+        """What a folder's index and its single file are called, by the library that wrote its config.json, if any."""
+        prefix = DIFFUSERS if (self.path / CONFIG).is_file() and "_class_name" in self.config else ""
         return prefix + INDEX, prefix + SINGLE
 
     @cached_property
@@ -77,7 +77,8 @@ class Checkpoint:
         pickles = sorted(file.name for file in self.path.glob("*") if file.suffix in PICKLES)
         if pickles:
             raise WeightsError(
-                f"The folder {self.path} holds {pickles[0]}, but a checkpoint folder needs {single.name} or {index.name}.",
+                f"The folder {self.path} holds {pickles[0]}, but a checkpoint folder needs {single.name} "
+                f"or {index.name}.",
                 "Convert it to safetensors where you trust it, or fetch a revision that has them.",
             )
         raise WeightsError(
