@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 
 from foresight_bench import hookimpl
-from foresight_bench.errors import DataError
-from foresight_bench.specs import Criterion, EncoderSpec, ExperimentSpec, GateSpec, SuiteSpec, Variant
+from foresight_bench.errors import DataError, Unsupported
+from foresight_bench.specs import Criterion, DecoderSpec, EncoderSpec, ExperimentSpec, GateSpec, SuiteSpec, Variant
 
 FAULTS = ("sound", "nan", "crash", "short", "forgets", "raises", "slow", "refuses")
 FLOORS = ("blank", "mean-rgb", "shuffled")
@@ -95,6 +95,22 @@ def _spec(name: str) -> EncoderSpec:
 @hookimpl
 def foresight_encoders() -> list[EncoderSpec]:
     return [_spec(name) for name in FAULTS]
+
+
+@hookimpl
+def foresight_decoders() -> list[DecoderSpec]:
+    return [DecoderSpec("picky", "toy_plugin:Picky", "takes no clip")]
+
+
+class Picky:
+    """A decoder whose frame rule no clip of the suite meets."""
+
+    def __init__(self, *, weights: object, device: object) -> None: ...
+
+    def fit(self, clips: object) -> None: ...
+
+    def encode(self, clips: object) -> object:
+        raise Unsupported("picky takes clips of 8 k + 2 frames, not of 1.")
 
 
 class Faulty:

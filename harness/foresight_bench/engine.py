@@ -24,7 +24,15 @@ from foresight_bench.batching import is_out_of_memory
 from foresight_bench.bench import Bench, Workbench
 from foresight_bench.cells import Cell, CellIdentity, Cost, Provenance, Status
 from foresight_bench.contracts import Data, Encoder, EncoderSetup, Outcome
-from foresight_bench.errors import ContractError, DataError, EnvironmentFault, ForesightError, NonFinite, PluginError
+from foresight_bench.errors import (
+    ContractError,
+    DataError,
+    EnvironmentFault,
+    ForesightError,
+    NonFinite,
+    PluginError,
+    Unsupported,
+)
 from foresight_bench.features import FeatureSet
 from foresight_bench.judging import metric_results
 from foresight_bench.names import Stream
@@ -68,6 +76,8 @@ def classify(error: BaseException) -> Failure:
 def _typed(error: BaseException) -> Failure:
     if isinstance(error, NonFinite):
         return Failure("invalid", error.message)
+    if isinstance(error, Unsupported):
+        return Failure("skipped", error.message)
     if is_out_of_memory(error):
         return Failure("oom", "Out of memory.")
     if isinstance(error, KeyboardInterrupt):
@@ -155,7 +165,7 @@ class Engine:
             try:
                 self._run_cell(cell, features, started)
             except Exception as error:
-                if isinstance(error, ForesightError) and not isinstance(error, ContractError):
+                if isinstance(error, ForesightError) and not isinstance(error, ContractError | Unsupported):
                     raise  # the disk is full, the data is gone: every further cell would fail alike
                 traceback.print_exc(file=sys.stderr)
                 self._write_failed(cell, classify(error))

@@ -67,6 +67,10 @@ class CheckFailed(ForesightError):
     exit_code = CHECK_FAILED
 
 
+class Unsupported(ForesightError):
+    """This part cannot serve that input; its cells are skipped, with the reason."""
+
+
 class ContractError(ForesightError):
     """A plugin broke its contract; ends the cells it serves and no others."""
 

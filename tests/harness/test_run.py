@@ -98,6 +98,16 @@ def test_what_an_encoder_lacks_ends_its_own_cells_and_says_what_to_do(toy: Path)
     assert "5 cells, 5 reused" in again.stderr
 
 
+def test_what_a_decoder_cannot_take_is_skipped_with_its_reason(toy: Path) -> None:
+    done = run(toy, "-e", "sound", "-x", "C1", "-d", "picky")
+    assert done.exit_code == 0, done.output
+    cell = cells(toy)["sound", "C1"]
+    assert (cell.status, cell.reason) == ("skipped", "picky takes clips of 8 k + 2 frames, not of 1.")
+    assert "C1 SKIPPED" in done.stdout
+    assert cell.reason in done.stdout
+    assert "4 cells, 4 reused" in run(toy, "-e", "sound", "-x", "C1", "-d", "picky").stderr
+
+
 def test_too_little_memory_is_said_before_anything_runs(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = toy.parent / "weights.safetensors"
     save_file({"blocks.0.w": np.zeros((1000, 4000), np.float32)}, weights)
