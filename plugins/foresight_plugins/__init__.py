@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from foresight_bench import hookimpl
 from foresight_bench.specs import AdapterSpec, DecoderSpec, EncoderSpec, MetricSpec
+from foresight_plugins.decoders.autoencoder_spec import AUTOENCODERS
 from foresight_plugins.encoders.dinov2_spec import DINOV2
 from foresight_plugins.encoders.internvl2_spec import INTERNVL2
 from foresight_plugins.encoders.llava_next_spec import LLAVA_NEXT
@@ -49,6 +50,7 @@ def foresight_decoders() -> Sequence[DecoderSpec]:
             # 14 pixels, the grid of the controls: what `pixels` scores is then the adapter's doing, not resampling's.
             params={"patch": 14, "components": 96},
         ),
+        *AUTOENCODERS,
     )
 
 

@@ -261,6 +261,21 @@ def test_another_model_type(folder: Path) -> None:
         Checkpoint(folder).expect("toy")
 
 
+@pytest.mark.parametrize("sharded", [True, False])
+def test_checkpoint_of_diffusers(folder: Path, single: Path, sharded: bool) -> None:
+    path = folder if sharded else single
+    (path / "config.json").write_text('{"_class_name": "Toy"}')
+    fault(path, r"neither diffusion_pytorch_model\.safetensors nor diffusion_pytorch_model\.safetensors\.index\.json")
+    name = checkpoints.INDEX if sharded else checkpoints.SINGLE
+    (path / name).rename(path / f"diffusion_pytorch_{name}")
+    Checkpoint(path).expect("Toy", "_class_name")
+    assert Checkpoint(path).shapes(everything)["a.weight"] == (2, 3)
+    with pytest.raises(WeightsError, match="is a 'Toy' checkpoint, not 'Other'"):
+        Checkpoint(path).expect("Other", "_class_name")
+    with pytest.raises(WeightsError, match="names no model_type in its config"):
+        Checkpoint(path).expect("toy")
+
+
 def test_folder_without_safetensors(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     fault(tmp_path, "holds neither model.safetensors nor model.safetensors.index.json")

@@ -631,6 +631,56 @@ def test_hub_sends_only_what_is_needed(remote: tuple[Path, list[str]]) -> None:
     assert log == [f"{COMMIT}/{FIRST}"]
 
 
+DIFFUSERS = Weights("toy", hub=HubFolder("owner/toy", class_name="Toy", subfolder="parts/vae"))
+
+
+def of_diffusers(folder: Path, class_name: str = "Toy", sharded: bool = False) -> Path:
+    checkpoint(folder, sharded=sharded)
+    (folder / "config.json").write_text(json.dumps({"_class_name": class_name}))
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            (folder / name).rename(folder / f"diffusion_pytorch_{name}")
+    return folder
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_subfolder_in_the_hub_cache(tmp_path: Path, sharded: bool) -> None:
+    repo = tmp_path / "hub" / "models--owner--toy"
+    snapshot = repo / "snapshots" / COMMIT
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    folder = of_diffusers(snapshot / "parts" / "vae", sharded=sharded)
+    found = resolve(DIFFUSERS)
+    assert (found.path, found.source) == (folder, f"hub owner/toy@{COMMIT}")
+    assert found.sha256 == resolve(DIFFUSERS, folder).sha256
+    with pytest.raises(WeightsError, match=r"holds no config\.json"):
+        resolve(DIFFUSERS, snapshot)
+    of_diffusers(folder, "Other")
+    with pytest.raises(WeightsError, match="is a 'Other' checkpoint, not 'Toy'"):
+        resolve(DIFFUSERS)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_hub_sends_a_subfolder(remote: tuple[Path, list[str]], sharded: bool) -> None:
+    folder, log = remote
+    of_diffusers(folder, sharded=sharded)
+    found = resolve(DIFFUSERS)
+    assert found.path.parts[-3:] == (COMMIT, "parts", "vae")
+    assert found.source == f"hub owner/toy@{COMMIT}"
+    single, index = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
+    files = (index, FIRST, SECOND) if sharded else (single,)
+    assert log == ["main/parts/vae/config.json", *(f"{COMMIT}/parts/vae/{name}" for name in files)]
+    assert resolve(DIFFUSERS) == found
+
+
+def test_hub_with_another_class_sends_no_more(remote: tuple[Path, list[str]]) -> None:
+    folder, log = remote
+    of_diffusers(folder, "Other")
+    with pytest.raises(WeightsError, match="is a 'Other' checkpoint, not 'Toy'"):
+        resolve(DIFFUSERS)
+    assert log == ["main/parts/vae/config.json"]
+
+
 def test_hub_with_one_file(remote: tuple[Path, list[str]]) -> None:
     folder, log = remote
     checkpoint(folder, sharded=False)
