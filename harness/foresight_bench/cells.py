@@ -134,6 +134,8 @@ class Cost(Record):
     """Peak device memory; on the CPU the process's peak resident size."""
     trainable_parameters: int
     """Trained values of the adapter or the heads."""
+    compiled: bool = False
+    """Whether the encoder was compiled."""
 
 
 class Provenance(Record):

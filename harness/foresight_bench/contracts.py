@@ -65,7 +65,10 @@ class Encoder(Protocol):
 
 
 class Adapter(Protocol):
-    """A trained map from a feature grid to a latent grid. Constructed as ``target(seed=..., device=..., **params)``."""
+    """A trained map from a feature grid to a latent grid. Constructed as ``target(seed=..., device=..., **params)``.
+
+    A pair of grids that it cannot serve is :class:`foresight_bench.errors.Unsupported`: its cells are skipped.
+    """
 
     @property
     def trainable_parameters(self) -> int:
@@ -86,7 +89,11 @@ class Adapter(Protocol):
 
 
 class Decoder(Protocol):
-    """Encodes clips to latents and back. Constructed as ``target(weights=..., device=..., **params)``."""
+    """Encodes clips to latents and back. Constructed as ``target(weights=..., device=..., **params)``.
+
+    Clips that would not come back in their own length and size are :class:`foresight_bench.errors.Unsupported`: their
+    cells are skipped.
+    """
 
     def fit(self, clips: Sequence[ClipBatch]) -> None:
         """Fit on the train split; a decoder with weights does nothing."""

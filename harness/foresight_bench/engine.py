@@ -253,6 +253,7 @@ class Engine:
                     batch_frames=features.batch_frames,
                     peak_memory_bytes=self._peak_memory(),
                     trainable_parameters=outcome.trainable_parameters,
+                    compiled=self._compiles(),
                 ),
                 provenance=self._provenance(),
             ),

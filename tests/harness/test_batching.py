@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -370,3 +372,15 @@ def test_the_peak_of_a_cuda_device_is_the_batch_and_not_what_stood_there_before(
     assert abs(memory.free() - before) < 2**24  # what torch keeps for reuse can be had
     memory.release()
     assert len(standing) == 2**28
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_can_be_watched_before_anything_stands_on_the_device() -> None:
+    code = (
+        "from foresight_bench.batching import device_memory\n"
+        "memory = device_memory('cuda')\n"
+        "memory.watch()\n"
+        "assert memory.peak() == 0 < memory.free()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -94,7 +94,9 @@ def test_what_an_encoder_lacks_ends_its_own_cells_and_says_what_to_do(toy: Path)
     assert "sound:shift=0.5@late" in done.stdout
     # An option reaches the encoder and the identity; the precision only that of encoders with weights.
     assert sound.identity.parameters["encoder"] == {"fault": "sound", "shift": 0.5}
-    again = run(toy, "-e", "sound:shift=0.5@late", "-x", "Q2", "--precision", "bfloat16")
+    assert sound.cost is not None
+    assert not sound.cost.compiled
+    again = run(toy, "-e", "sound:shift=0.5@late", "-x", "Q2", "--precision", "bfloat16", "--compile")
     assert "5 cells, 5 reused" in again.stderr
 
 
