@@ -16,8 +16,8 @@ CPU_FRAMES = 16
 FIRST_FRAMES = 8
 """Frames of the first batch on a GPU, whose peak memory says how large the next ones may be."""
 MOST_FRAMES = 64
-"""Frames at once on a GPU at most, a power of two. On an H200, from 8 to 32 images an image gets 3 to 7 % faster,
-from 32 to 64 at most 1 % (benchmarks/speed/results/h200.json)."""
+"""Frames at once on a GPU at most, a power of two. On an H200, from 8 to 32 images an image gets up to
+15 % faster (SAM not at all), from 32 to 64 at most 1.3 % (benchmarks/speed/results/h200.json)."""
 MEMORY_SHARE = 0.5
 """Part of the free memory that a batch may take. The rest is for the features that pile up, and for what one small
 batch cannot show: workspaces, fragmentation, clips whose frames cost more."""
