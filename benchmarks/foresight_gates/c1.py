@@ -6,16 +6,18 @@ latents normalised per channel. The tap with the least error on `val` is decoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from foresight_bench.bench import Bench
-from foresight_bench.contracts import Adapter, Measurement, Outcome
+from foresight_bench.contracts import Measurement, Outcome
 from foresight_bench.features import next_clip
 from foresight_bench.grids import Grid
 from foresight_bench.specs import ExperimentSpec
+from foresight_bench.strips import strips
+from foresight_bench.tables import number
 
 READOUT = "tokens"
 
@@ -33,85 +35,51 @@ class LatentSufficiency:
             # The ceiling is the decoder's own round trip: no adapter can hand it better latents than its own.
             tap = bench.features.taps[0]
             latents = bench.latents("test")
-            return Outcome(
-                tap,
-                READOUT,
-                self._measure(bench, tap, latents),
-                self._measure(bench, tap, [next_clip(grid) for grid in latents]),
-            )
-        normal = Normal.of(bench.latents("train"))
-        pairs = {split: [normal.forward(grid) for grid in bench.latents(split)] for split in ("train", "val")}
-        best: tuple[float, str, Adapter] | None = None
-        errors: dict[str, float | str] = {}
-        for tap in bench.features.candidates:
-            progress(f"adapter at {tap}")
-            adapter = bench.adapter()
-            adapter.fit(
-                list(zip(bench.tokens(tap, "train"), pairs["train"], strict=True)),
-                list(zip(bench.tokens(tap, "val"), pairs["val"], strict=True)),
-            )
-            error = mean_squared_error(adapter, bench.tokens(tap, "val"), pairs["val"])
-            errors[f"val_mse.{tap}"] = error
-            if best is None or error < best[0]:
-                best = error, tap, adapter
-        assert best is not None
-        _, tap, adapter = best
+            frames = decoded(bench, latents)
+            measured = self._measure(bench, tap, frames)
+            shuffled = self._measure(bench, tap, decoded(bench, map(next_clip, latents)))
+            return Outcome(tap, READOUT, measured, shuffled, picture=picture(bench, tap, frames, measured[0]))
+        adapted = bench.adapted(progress)
+        details: dict[str, float | str] = {f"val_mse.{tap}": found.val_error for tap, found in adapted.items()}
+        details |= {f"{fact}.{tap}": value for tap, found in adapted.items() for fact, value in found.facts.items()}
+        tap = min(adapted, key=lambda tap: adapted[tap].val_error)
         progress(f"decoding {tap}")
         grids = bench.tokens(tap, "test")
-        sizes = [latents.shape[1:4] for latents in bench.latents("test")]
+        layouts = [latents.layout for latents in bench.latents("test")]
 
-        def predicted(grids: Iterable[Grid]) -> list[Grid]:
-            return [normal.backward(adapter.predict(*pair)) for pair in zip(grids, sizes, strict=True)]
+        def predicted(grids: Iterable[Grid]) -> Tensor:
+            return decoded(bench, (adapted[tap].predict(grid, onto) for grid, onto in zip(grids, layouts, strict=True)))
 
-        decoded = predicted(grids)
+        frames = predicted(grids)
+        measured = self._measure(bench, tap, frames)
         floor = bench.features.control == "floor"  # a floor needs none of its own
-        wrong = [] if floor else predicted(map(next_clip, grids))
-        return Outcome(
-            tap,
-            READOUT,
-            self._measure(bench, tap, decoded),
-            self._measure(bench, tap, wrong),
-            adapter.trainable_parameters,
-            errors,
-        )
+        shuffled = () if floor else self._measure(bench, tap, predicted(map(next_clip, grids)))
+        parameters = adapted[tap].adapter.trainable_parameters
+        drawn = b"" if floor else picture(bench, tap, frames, measured[0])
+        return Outcome(tap, READOUT, measured, shuffled, parameters, details, drawn)
 
-    def _measure(self, bench: Bench, tap: str, latents: Sequence[Grid]) -> tuple[Measurement, ...]:
-        if not latents:
-            return ()
-        frames = torch.cat([bench.decoded(grid) for grid in latents])
+    def _measure(self, bench: Bench, tap: str, frames: Tensor) -> tuple[Measurement, ...]:
         metrics = self.gating if bench.features.control else self.gating + self.reported
         return tuple(
             Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in metrics
         )
 
 
-class Normal:
-    """Per-channel normalisation of latents, measured on `train`."""
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean, self.std = mean, std
-
-    @classmethod
-    def of(cls, grids: Sequence[Grid]) -> Normal:
-        """Measure ``grids``."""
-        rows = torch.cat([grid.values.flatten(0, 3) for grid in grids])
-        std = rows.std(0)
-        return cls(rows.mean(0), torch.where(std > 0, std, 1.0))
-
-    def forward(self, grid: Grid) -> Grid:
-        """Return normalised latents."""
-        return Grid((grid.values - self.mean) / self.std)
-
-    def backward(self, grid: Grid) -> Grid:
-        """Return latents as the decoder made them."""
-        return Grid(grid.values * self.std + self.mean)
+def decoded(bench: Bench, latents: Iterable[Grid]) -> Tensor:
+    """Return the frames [F, 3, H, W] of all blocks that ``latents`` decode to."""
+    return torch.cat([bench.decoded(grid) for grid in latents])
 
 
-def mean_squared_error(adapter: Adapter, features: Sequence[Grid], latents: Sequence[Grid]) -> float:
-    """Return the mean squared error over all values of all blocks."""
-    total, count = 0.0, 0
-    for grid, wanted in zip(features, latents, strict=True):
-        error = adapter.predict(grid, wanted.shape[1:4]).values - wanted.values
-        total += float(error.square().sum(dtype=torch.float64))
-        count += wanted.values.numel()
-    return total / count
+def picture(bench: Bench, tap: str, frames: Tensor, by: Measurement) -> bytes:
+    """Return the reconstructed ``frames`` of `test` beside the originals, the clips ranked by the metric ``by``."""
+    through = "its own latents" if bench.features.control == "oracle" else bench.adapter_name
+    title = f"{bench.encoder_name} at {tap}, {through} to {bench.decoder_name}: {by.metric} {number(by.scores.value)}"
+    assert by.scores.per_clip is not None
+    return strips(
+        bench.shared.split("test").blocks,
+        frames,
+        by.scores.per_clip,
+        title=title,
+        metric=by.metric,
+        direction=bench.shared.registry.metrics[by.metric].spec.direction,
+    )

@@ -1,4 +1,4 @@
-"""What an experiment works with: data, truth, features, decoder, adapter and metrics of one row.
+"""What an experiment works with: data, truth, features, decoder, adapters and metrics of one row.
 
 The :class:`Workbench` is shared by all rows of a worker, so that truth, latents and the metrics' reference
 features are computed once; a :class:`Bench` adds one row's features.
@@ -6,8 +6,8 @@ features are computed once; a :class:`Bench` adds one row's features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foresight_bench.adapting import Adapted, Adapting, Wanted
 from foresight_bench.contracts import (
-    Adapter,
     BoxMetric,
     Data,
     Decoder,
@@ -73,7 +73,8 @@ class Workbench:
             grids = []
             for block in self.split(split).blocks:
                 parts = [block[start : start + CODED] for start in range(0, len(block), CODED)]
-                grid = Grid(torch.cat([self.decoder(decoder).encode(part).values for part in parts]))
+                found = [self.decoder(decoder).encode(part) for part in parts]
+                grid = replace(found[0], values=torch.cat([part.values for part in found]))
                 grid.check_finite(f"The latent grid of {decoder}")
                 grids.append(grid)
             self._latents[key] = tuple(grids)
@@ -81,8 +82,8 @@ class Workbench:
 
     def decoded(self, decoder: str, latents: Grid) -> Tensor:
         """Return the frames that ``latents`` decode to, flattened over clips and time: [F, 3, H, W] in [0, 1]."""
-        parts = latents.values.split(CODED)
-        return torch.cat([self.decoder(decoder).decode(Grid(part)).flatten(0, 1) for part in parts])
+        parts = [replace(latents, values=values) for values in latents.values.split(CODED)]
+        return torch.cat([self.decoder(decoder).decode(part).flatten(0, 1) for part in parts])
 
     def metric(self, name: str) -> Any:
         """Return a metric."""
@@ -157,6 +158,10 @@ class Bench:
     seed: int
     adapter_name: str = ""
     decoder_name: str = ""
+    adapting: Adapting | None = None
+    """Where the row's adapters are trained together; None to train this cell's by itself."""
+    encoder_name: str = ""
+    """As the row is called."""
 
     @property
     def device(self) -> torch.device:
@@ -180,11 +185,20 @@ class Bench:
         """Return the frames [F, 3, H, W] that the cell's decoder makes of ``latents``."""
         return self.shared.decoded(self.decoder_name, latents)
 
-    def adapter(self) -> Adapter:
-        """Return a fresh adapter."""
-        spec = self.shared.registry.adapters[self.adapter_name].spec
-        adapter: Adapter = target(spec.target)(seed=self.seed, device=self.device, **spec.params)
-        return adapter
+    @property
+    def wanted(self) -> Wanted:
+        """The cell's adapter."""
+        return Wanted(self.adapter_name, self.decoder_name, self.seed)
+
+    def adapted(self, progress: Callable[[str], None]) -> dict[str, Adapted]:
+        """Return the cell's adapter, fitted on ``train`` at every candidate tap, in order of depth.
+
+        Raises:
+            Unsupported: the adapter or the decoder cannot serve what they are given.
+            NonFinite: the loss did not stay finite.
+        """
+        adapting = self.adapting or Adapting(self.shared, self.features, [self.wanted])
+        return adapting.take(self.wanted, progress)
 
     def score_frames(self, metric: str, split: str, reconstruction: Tensor) -> Scores:
         """Score reconstructed frames [F, 3, H, W] of a split; the per-clip score is the mean over frames.

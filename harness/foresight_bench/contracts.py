@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foresight_bench.clips import ClipBatch
-    from foresight_bench.grids import Grid
+    from foresight_bench.grids import Grid, Layout
     from foresight_bench.scores import Scores
     from foresight_bench.specs import ExperimentSpec, Precision
 
@@ -65,7 +65,7 @@ class Encoder(Protocol):
 
 
 class Adapter(Protocol):
-    """A trained map from a feature grid to a latent grid. Constructed as ``target(seed=..., device=..., **params)``.
+    """A map from a feature grid to a latent grid. Constructed as ``target(seed=..., device=..., **params)``.
 
     A pair of grids that it cannot serve is :class:`foresight_bench.errors.Unsupported`: its cells are skipped.
     """
@@ -79,12 +79,49 @@ class Adapter(Protocol):
         """Fit on pairs (features, latents), one pair per block of equal shape; ``val`` selects and stops."""
         ...
 
-    def predict(self, features: Grid, size: tuple[int, int, int]) -> Grid:
-        """Return the latent grid for ``features``, of ``size`` T', H', W'.
+    def predict(self, features: Grid, onto: Layout) -> Grid:
+        """Return the latent grid for ``features`` with the cells of ``onto``.
 
         Feature grids come in any size, and in lengths that ``fit`` has not seen: a suite may train on single
         frames and score clips.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What an adapter maps from and to, as ``train`` has it."""
+
+    blocks: tuple[tuple[Layout, Layout], ...]
+    """Layout of features and of latents, one pair for each block of clips."""
+    channels: int
+    """C of the features."""
+    streams: tuple[int, ...]
+    """Of a hybrid: how many of the channels each encoder brings; empty otherwise."""
+    latent_channels: int
+    """E of the latents."""
+    mean: Tensor
+    """[C] float32 mean over all tokens of ``train``."""
+    std: Tensor
+    """[C] float32 standard deviation; 1 where a channel is constant."""
+
+
+class AdapterModule(Protocol):
+    """An adapter that the harness trains: a ``torch.nn.Module`` built as ``target(pairing, generator, **params)``.
+
+    Several of the same shapes are trained as one, with :func:`torch.func.vmap` over their parameters and buffers. So
+    ``forward`` MUST be a pure function of its arguments, parameters and buffers: no control flow that depends on
+    values, no buffer changed in place, no randomness. Parameters are drawn on the CPU, from ``generator`` alone;
+    features are standardised inside, with ``pairing.mean`` and ``pairing.std`` as buffers. A pairing that it cannot
+    serve is :class:`foresight_bench.errors.Unsupported`.
+    """
+
+    def prepare(self, features: Grid, onto: Layout) -> tuple[Tensor, ...]:
+        """Return what ``forward`` takes, each with N first: what no parameter has a part in is done here, once."""
+        ...
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return latents [N, t, h, w, E] for N clips of ``inputs``, in their type."""
         ...
 
 
@@ -235,6 +272,8 @@ class Outcome:
     """The same head on the test features of another clip, at the chosen tap: this row's own floor."""
     trainable_parameters: int = 0
     details: Mapping[str, float | str] = field(default_factory=dict)
+    picture: bytes = b""
+    """A PNG that shows what was measured; kept beside the cell."""
 
 
 class Experiment(Protocol):

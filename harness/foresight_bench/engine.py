@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 
 from foresight_bench import features as feature_pass
+from foresight_bench.adapting import Adapting, Wanted
 from foresight_bench.batching import is_out_of_memory
 from foresight_bench.bench import Bench, Workbench
 from foresight_bench.cells import Cell, CellIdentity, Cost, Provenance, Status
@@ -147,7 +148,8 @@ class Engine:
             wanted = sum(cell.id in missing for cell in row.cells)
             cells += wanted
             if wanted:
-                passes.update(stream.backbone for stream in row.streams)
+                seed = row.cells[0].identity.seed
+                passes.update((stream.backbone, seed if stream.random else 0) for stream in row.streams)
         return CELL_UNITS * cells + self._frames() * len(passes)
 
     def _run_row(self, row: Row, cells: Sequence[PlannedCell]) -> None:
@@ -161,10 +163,19 @@ class Engine:
             if isinstance(error, EnvironmentFault | PluginError):
                 self._faults.append(error)
             return
+        adapting = Adapting(
+            self.shared,
+            features,
+            [
+                Wanted(identity.adapter, identity.decoder, identity.seed)
+                for identity in (cell.identity for cell in cells)
+                if identity.adapter is not None and identity.decoder is not None
+            ],
+        )
         for cell in cells:
             started = time.monotonic()
             try:
-                self._run_cell(cell, features, started)
+                self._run_cell(cell, features, adapting, started)
             except Exception as error:
                 if isinstance(error, ForesightError) and not isinstance(error, ContractError | Unsupported):
                     raise  # the disk is full, the data is gone: every further cell would fail alike
@@ -223,10 +234,11 @@ class Engine:
         splits = map(self.shared.split, self.shared.data.names)
         return sum(n * t for split in splits for n, t, _, _ in (block.shape for block in split.blocks))
 
-    def _run_cell(self, cell: PlannedCell, features: FeatureSet, started: float) -> None:
+    def _run_cell(self, cell: PlannedCell, features: FeatureSet, adapting: Adapting, started: float) -> None:
         identity = cell.identity
         spec = self.experiments[identity.experiment]
-        bench = Bench(self.shared, features, identity.seed, identity.adapter or "", identity.decoder or "")
+        names = identity.adapter or "", identity.decoder or ""
+        bench = Bench(self.shared, features, identity.seed, *names, adapting, identity.encoder)
         self.emit(f"{identity.encoder}: {spec.name}")
         outcome: Outcome = target(spec.target)(spec).run(
             bench, lambda text: self.emit(f"{identity.encoder}: {spec.name} {text}")
@@ -247,8 +259,9 @@ class Engine:
                 metrics=results,
                 details=dict(outcome.details),
                 scores_sha256=sha256(scores).hexdigest(),
+                picture_sha256=sha256(outcome.picture).hexdigest() if outcome.picture else "",
                 cost=Cost(
-                    wall_seconds=time.monotonic() - started,
+                    wall_seconds=time.monotonic() - started + adapting.owed(bench.wanted),
                     feature_seconds=features.seconds,
                     frames_per_second=features.frames / features.seconds if features.seconds else 0.0,
                     batch_frames=features.batch_frames,
@@ -259,6 +272,7 @@ class Engine:
                 provenance=self._provenance(),
             ),
             scores,
+            outcome.picture,
         )
 
     def _control_scores(self, cell: PlannedCell) -> dict[str, dict[str, Scores]]:
@@ -286,8 +300,8 @@ class Engine:
             )
         )
 
-    def _write(self, cell: Cell, scores: bytes = b"") -> None:
-        self.store.write(cell, scores)
+    def _write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"") -> None:
+        self.store.write(cell, scores, picture)
         self.emit(f"{cell.identity.encoder}: {cell.identity.experiment} {cell.status}", CELL_UNITS)
 
     def _provenance(self) -> Provenance:

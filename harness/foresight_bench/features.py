@@ -112,7 +112,7 @@ def _checked(grid: Grid | None, tap: str, clips: int) -> Grid:
     if len(grid.values) != clips:
         raise ContractError(f"Tap '{tap}' returned {len(grid.values)} clips for a batch of {clips}.")
     grid.check_finite(f"Tap '{tap}'")
-    return Grid(grid.values.float())
+    return replace(grid, values=grid.values.float())
 
 
 def _put(blocks: list[Tensor], part: slice, clips: int, values: Tensor, tap: str) -> None:
@@ -142,7 +142,7 @@ def pooled(features: FeatureSet) -> FeatureSet:
 
 def pooled_grid(grid: Grid) -> Grid:
     """Return ``grid`` with the mean over each frame's cells broadcast back."""
-    return Grid(grid.values.mean((2, 3), keepdim=True).expand_as(grid.values))
+    return replace(grid, values=grid.values.mean((2, 3), keepdim=True).expand_as(grid.values))
 
 
 def shuffled(features: FeatureSet, scored: Sequence[str]) -> FeatureSet:
@@ -165,7 +165,7 @@ def next_clip(grid: Grid) -> Grid:
     """Return ``grid`` with the clips rolled by one, which leaves none in its place."""
     if len(grid.values) < 2:
         raise ContractError("A block needs two clips or more to be shuffled.")
-    return Grid(grid.values.roll(1, 0))
+    return replace(grid, values=grid.values.roll(1, 0))
 
 
 def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:
@@ -206,7 +206,9 @@ def _standardised(features: FeatureSet) -> FeatureSet:
     tap = features.taps[0]
     total = torch.cat([grid.values.flatten(0, 3) for grid in features.tokens[tap, "train"]])
     mean, std = total.mean(0), total.std(0).clamp_min(1e-12)
-    tokens = {key: tuple(Grid((g.values - mean) / std) for g in grids) for key, grids in features.tokens.items()}
+    tokens = {
+        key: tuple(replace(g, values=(g.values - mean) / std) for g in grids) for key, grids in features.tokens.items()
+    }
     side = COARSE_SIDE**2
     coarse = {key: (v - mean.repeat(side)) / std.repeat(side) for key, v in features.coarse.items()}
     return replace(features, tokens=tokens, coarse=coarse)
@@ -214,4 +216,5 @@ def _standardised(features: FeatureSet) -> FeatureSet:
 
 def _concatenated(grids: Sequence[Grid]) -> Grid:
     t, h, w = (max(grid.shape[axis] for grid in grids) for axis in (1, 2, 3))
-    return Grid(torch.cat([grid.resampled(t, h, w).values for grid in grids], -1))
+    values = torch.cat([grid.resampled(t, h, w).values for grid in grids], -1)
+    return Grid(values, streams=tuple(grid.shape[4] for grid in grids))

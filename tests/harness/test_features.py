@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foresight_bench.errors import ContractError
-from foresight_bench.features import COARSE_SIDE, FeatureSet, hybrid
+from foresight_bench.features import COARSE_SIDE, FeatureSet, hybrid, next_clip, pooled_grid
 from foresight_bench.grids import Grid
 
 CELLS = COARSE_SIDE**2
@@ -109,3 +109,18 @@ def test_a_stream_with_several_taps_is_an_error() -> None:
     two = FeatureSet(("x", "y"), {}, {})
     with pytest.raises(ContractError, match="'b' has 2"):
         hybrid([one, two], ["a", "b"])
+
+
+def test_a_hybrid_says_which_channels_are_whose() -> None:
+    a = stream("x", {"train": [noise(6, 1, 2, 2, 3)]})
+    b = stream("y", {"train": [noise(6, 1, 4, 4, 5, seed=1)]})
+    (grid,) = next(iter(hybrid([a, b], ["a", "b"]).tokens.values()))
+    assert grid.streams == (3, 5)
+    assert a.tokens["x", "train"][0].streams == ()
+
+
+def test_what_only_changes_the_values_keeps_the_rest() -> None:
+    grid = Grid(noise(3, 2, 4, 4, 5), ((0, 1), (1, 9)), (2, 3))
+    for made in (next_clip(grid), pooled_grid(grid)):
+        assert (made.spans, made.streams) == (grid.spans, grid.streams)
+        assert not torch.equal(made.values, grid.values)

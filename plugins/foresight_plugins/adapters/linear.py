@@ -1,64 +1,75 @@
-"""``linear``: ridge regression from each token to the latent cell it covers, in closed form."""
+"""``linear``: ridge regression from what a latent cell covers to the cell, in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from foresight_bench.grids import Grid, slots
+from foresight_bench.gathering import Gathering
+from foresight_bench.grids import Grid, Layout
 from foresight_bench.ridge import Moments, Ridge, fit
 
 CLIPS = 32
 """Clips whose cells are multiplied at a time; bounds the memory of a pass."""
 
+Blocks = Sequence[tuple[Grid, Grid]]
+
 
 class LinearAdapter:
-    """One linear map per cell, after the feature grid is resampled onto the latent grid in space.
+    """One linear map for each kind of latent frame, on tokens gathered on the latent cells.
 
-    Where several latent frames share a token, each of them has a map of its own (:func:`foresight_bench.grids.slots`).
+    A frame that covers one feature cell in time has no trend, so its map has columns for the tokens alone.
     """
 
     def __init__(self, *, seed: int, device: torch.device) -> None:
-        self.ridges: tuple[Ridge, ...] = ()
+        self._ridges: dict[int, Ridge] = {}
 
     @property
     def trainable_parameters(self) -> int:
         """Weights and intercepts."""
-        return sum(ridge.weight.numel() + ridge.intercept.numel() for ridge in self.ridges)
+        return sum(ridge.weight.numel() + ridge.intercept.numel() for ridge in self._ridges.values())
 
-    def fit(self, train: Sequence[tuple[Grid, Grid]], val: Sequence[tuple[Grid, Grid]]) -> None:
-        """Fit on every cell of ``train``; ``val`` chooses the penalty."""
-        count = min(max(len(slots(x.shape[1], y.shape[1])) for x, y in pairs) for pairs in (train, val))
-        self.ridges = tuple(fit(_moments(train, slot), _moments(val, slot)) for slot in range(count))
+    def fit(self, train: Blocks, val: Blocks) -> None:
+        """Fit on every cell of ``train``; ``val`` chooses the penalties, and a kind that it lacks has no map."""
+        self._gathering = Gathering.of([(features.layout, latents.layout) for features, latents in train])
+        found, held_out = self._moments(train), self._moments(val)
+        self._ridges = {kind: fit(found[kind], held_out[kind]) for kind in found if kind in held_out}
 
-    def predict(self, features: Grid, size: tuple[int, int, int]) -> Grid:
-        """Return latents of ``size`` T', H', W'; a slot that no clip of ``fit`` had is read by the first one's map."""
-        t, h, w = size
-        values = features.resampled(features.shape[1], h, w).values
-        latents = values.new_empty(len(values), t, h, w, self.ridges[0].weight.shape[1])
-        for slot, (cells_, frames) in enumerate(slots(values.shape[1], t)):
-            ridge = self.ridges[slot if slot < len(self.ridges) else 0]
-            rows = values[:, cells_]
-            latents[:, frames] = ridge.predict(rows.flatten(0, 3)).unflatten(0, rows.shape[:4])
-        return Grid(latents)
+    def predict(self, features: Grid, onto: Layout) -> Grid:
+        """Return latents on the cells of ``onto``; a kind that ``fit`` has not seen is read by the first one's map."""
+        first = next(iter(self._ridges.values()))
+        latents = features.values.new_empty(len(features.values), *onto.size, len(first.intercept))
+        kinds = self._gathering.kind_of(features.shape[1], onto)
+        for part, values in self._gathered(features, onto):
+            for frame, kind in enumerate(kinds):
+                ridge = self._ridges.get(kind, first)
+                rows = values[:, frame, ..., : len(ridge.weight)]
+                latents[part, frame] = ridge.predict(rows.flatten(0, 2)).unflatten(0, rows.shape[:3])
+        return Grid(latents, onto.spans)
 
-
-def _moments(pairs: Sequence[tuple[Grid, Grid]], slot: int) -> Moments:
-    moments = Moments()
-    for rows, wanted in cells(pairs, slot):
-        moments.accumulate(rows, wanted)
-    return moments
-
-
-def cells(pairs: Sequence[tuple[Grid, Grid]], slot: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (features [B, C], latents [B, E]) of matching cells, of one slot or of all, ``CLIPS`` clips at a time."""
-    for features, latents in pairs:
-        _, t, h, w, _ = latents.shape
-        shared = slots(features.shape[1], t)
+    def _gathered(self, features: Grid, onto: Layout) -> Iterator[tuple[slice, Tensor]]:
+        """Yield [n, t, h, w, D], ``CLIPS`` clips at a time."""
         for start in range(0, len(features.values), CLIPS):
-            part = Grid(features.values[start : start + CLIPS]).resampled(features.shape[1], h, w).values
-            wanted = latents.values[start : start + CLIPS]
-            for cells_, frames in shared if slot is None else shared[slot : slot + 1]:
-                yield part[:, cells_].flatten(0, 3), wanted[:, frames].flatten(0, 3)
+            part = slice(start, start + CLIPS)
+            yield part, self._gathering.values(replace(features, values=features.values[part]), onto)
+
+    def _moments(self, blocks: Blocks) -> dict[int, Moments]:
+        """Return the moments of the rows of each kind, by its index."""
+        moments: dict[int, Moments] = {}
+        for features, latents in blocks:
+            kinds = self._gathering.kind_of(features.shape[1], latents.layout)
+            for part, values in self._gathered(features, latents.layout):
+                for kind in sorted(set(kinds)):
+                    frames = [frame for frame, other in enumerate(kinds) if other == kind]
+                    several = self._gathering.kinds[kind].several
+                    rows = values[:, frames].flatten(0, 3)[:, : self._columns(several, features.shape[4])]
+                    moments.setdefault(kind, Moments()).accumulate(rows, latents.values[part][:, frames].flatten(0, 3))
+        return moments
+
+    def _columns(self, several: bool, channels: int) -> int:
+        """Return how many columns a map has: means stand before trends."""
+        copies = self._gathering.copies
+        return channels * (copies // 2 if self._gathering.trend and not several else copies)
