@@ -6,6 +6,9 @@ The encoder's residuals are z-scored per dimension, because a few channels of a 
 others; the decoder's keep the metric the decoder gives them, because z-scoring would count its many components
 that hold next to nothing as much as the few that hold the picture (the decoder's latents, rotated, then predict
 themselves with R2 .03). The tap is chosen on `val`; results are on `test` and `align`.
+
+At that tap two things are reported beside the gating metrics: R2 from decoder to encoder, and the intrinsic dimension
+of both spaces with the gap between them. Neither gates: an encoder may well hold what no decoder does.
 """
 
 from __future__ import annotations

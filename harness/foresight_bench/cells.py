@@ -184,6 +184,8 @@ class Cell(Record):
     """Further facts the experiment reports."""
     scores_sha256: str = ""
     """Digest of the per-clip scores beside this file."""
+    picture_sha256: str = ""
+    """Digest of the picture (PNG) beside this file; empty if there is none."""
     cost: Cost | None = None
     """What it took."""
     provenance: Provenance

@@ -63,10 +63,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 @main.command()
 @click.option("--encoder", "-e", "encoders", multiple=True, required=True, help="Encoder name; may be repeated.")
 @click.option("--experiment", "-x", "experiments", multiple=True, help="Experiment or gate.  [default: all]")
-@click.option("--adapter", "-a", "adapters", multiple=True, help="Adapter.  [default: the suite's]")
-@click.option("--decoder", "-d", "decoders", multiple=True, help="Video decoder.  [default: the suite's]")
+@click.option("--adapter", "-a", "adapters", multiple=True, help="Adapter, or all.  [default: the suite's]")
+@click.option("--decoder", "-d", "decoders", multiple=True, help="Video decoder, or all.  [default: the suite's]")
 @suite_option
-@click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
+@click.option("--seed", "seeds", multiple=True, default=(0,), help="Seed; may be repeated.  [default: 0]")
 @click.option(
     "--weights", multiple=True, metavar="NAME=PATH", help="Use this file or checkpoint folder for these weights."
 )
@@ -89,7 +89,7 @@ def run(
     adapters: tuple[str, ...],
     decoders: tuple[str, ...],
     suite: str,
-    seed: int,
+    seeds: tuple[int, ...],
     weights: tuple[str, ...],
     device: str | None,
     precision: Precision | None,
@@ -108,7 +108,7 @@ def run(
     from foresight_bench.verdicts import GateStatus
 
     selection = Selection(
-        suite, encoders, experiments, adapters, decoders, seed, precision=precision, compiled=compiled
+        suite, encoders, experiments, adapters, decoders, seeds, precision=precision, compiled=compiled
     )
     session = _session(selection, device, results, weights)
     wanted = {session.registry.label(session.registry.resolve(name)) for name in encoders}
@@ -117,8 +117,7 @@ def run(
         click.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1))
     groups = tables.systems(cells)
     if not as_json:
-        for system, group in groups.items():
-            click.echo("\n" + tables.system_text(session.suite, system, group))
+        click.echo("\n" + tables.run_text(session.suite, groups))
     failed = [cell for cell in session.result.cells.values() if cell.status not in ("ok", "skipped")]
     for cell in failed:
         note(f"{cell.identity.encoder} {cell.identity.experiment} {cell.status}: {cell.reason}")

@@ -13,9 +13,11 @@ from foresight_bench.registry import Registry
 from foresight_bench.specs import ExperimentSpec, SuiteSpec
 from foresight_bench.store import Store
 from foresight_bench.tables import (
+    SPACES,
     combination,
     gate_result,
     gating,
+    spaces,
     suite_experiments,
     systems,
     threshold,
@@ -64,6 +66,9 @@ def _cohort(suite: SuiteSpec, cohort: str, cells: Sequence[Cell], store: Store) 
     for spec in suite.experiments:
         here = [c for c in cells if c.identity.experiment == spec.name]
         text.append(f"### {spec.name}: {spec.question}\n\n" + _experiment_table(suite, spec, here) + "\n")
+    dimensions = _spaces_table(rows)
+    if dimensions:
+        text.append("### Both spaces by themselves (Q1, reported)\n\n" + dimensions + "\n")
     curves = [_retention_table(cell, specs["Q2"]) for cell in rows if _has_curve(cell)]
     if curves:
         text.append("### Retention over taps (Q2, tokens)\n\n" + "\n".join(curves))
@@ -122,6 +127,16 @@ def _value(result: MetricResult | None, control: bool) -> str:
         return "-"
     text = with_interval(result.estimate)
     return text if control else f"{text} {result.verdict}"
+
+
+def _spaces_table(cells: Sequence[Cell]) -> str:
+    body = [
+        [_name(cell), cell.tap, metric, *(with_interval(values.get(space)) for space in SPACES)]
+        for cell in sorted(cells, key=combination)
+        for metric, values in spaces(cell).items()
+    ]
+    headers = ["system", "tap", "metric", *SPACES.values()]
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True) if body else ""
 
 
 def _has_curve(cell: Cell) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import metadata
+from itertools import product
 
 from foresight_bench.cells import CellIdentity, CodeIdentity
 from foresight_bench.checkpoints import PICKLES, Checkpoint
@@ -13,8 +14,16 @@ from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.errors import unknown
 from foresight_bench.names import Stream
 from foresight_bench.plugins import Plugin
-from foresight_bench.registry import Entry, Registry, code_digest
-from foresight_bench.specs import ExperimentSpec, Precision, SuiteSpec, Weights
+from foresight_bench.registry import Entry, Registry, Shelf, code_digest
+from foresight_bench.specs import (
+    AdapterSpec,
+    DecoderSpec,
+    ExperimentSpec,
+    Parameter,
+    Precision,
+    SuiteSpec,
+    Weights,
+)
 from foresight_bench.weights import digest, resolve
 
 KEYED_LIBRARIES = (
@@ -29,6 +38,9 @@ KEYED_LIBRARIES = (
     "scipy",
 )
 """Libraries that compute features or scores; their minor version is part of the identity."""
+
+ALL = "all"
+"""Stands for every registered adapter or decoder."""
 
 Needed = Callable[[str], bool]
 """Which tensors of some weights are needed, by name."""
@@ -58,7 +70,8 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Row:
-    """One encoder, and its cells: they share a feature pass."""
+    """One encoder, and its cells: they share a feature pass. Cells of several seeds do unless the features are drawn
+    from the seed."""
 
     label: str
     streams: tuple[Stream, ...]
@@ -94,10 +107,11 @@ class Selection:
     experiments: tuple[str, ...] = ()
     """Empty for all of the suite."""
     adapters: tuple[str, ...] = ()
-    """Empty for the suite's default."""
+    """Empty for the suite's default; ``all`` for every one."""
     decoders: tuple[str, ...] = ()
-    """Empty for the suite's default."""
-    seed: int = 0
+    """Empty for the suite's default; ``all`` for every one."""
+    seeds: tuple[int, ...] = (0,)
+    """Of everything random; controls always have seed 0."""
     device: str = "cpu"
     precision: Precision | None = None
     """Of the encoders' forward passes; None for float32 on the CPU and bfloat16 on a GPU."""
@@ -121,12 +135,8 @@ def plan(
     suite_entry = registry.suites[selection.suite]
     suite = suite_entry.spec
     experiments = choose_experiments(suite, selection.experiments)
-    adapters = selection.adapters or (suite.default_adapter,)
-    decoders = selection.decoders or (suite.default_decoder,)
-    for name in adapters:
-        registry.adapters[name]
-    for name in decoders:
-        registry.decoders[name]
+    adapters = choose(registry.adapters, selection.adapters or (suite.default_adapter,))
+    decoders = choose(registry.decoders, selection.decoders or (suite.default_decoder,))
     wanted = {registry.label(streams): streams for streams in map(registry.resolve, selection.encoders)}
     controls = {name: registry.resolve(name) for name in suite.controls} if selection.controls else {}
     rows = {**controls, **{label: streams for label, streams in wanted.items() if label not in controls}}
@@ -136,28 +146,46 @@ def plan(
         for each, needed in needed_weights(registry, suite, experiments, rows.values(), decoders)
     }
     precision: Precision = selection.precision or ("float32" if selection.device == "cpu" else "bfloat16")
-    context = _Context(registry, suite_entry, cohort(registry, suite), weights, precision, selection)
+    context = _Context(registry, suite_entry, cohort(registry, suite), weights, precision)
     planned: list[Row] = []
-    ids: dict[tuple[str, str, str | None, str | None], str] = {}
+    ids: dict[tuple[str, str | None, str | None], dict[str, str]] = {}
     for label, streams in rows.items():
-        cells = []
-        for experiment in experiments:
-            if label in controls and label not in wanted and label not in named_controls(experiment):
-                continue
-            for adapter in adapters if "adapter" in experiment.axes else (None,):
-                for decoder in decoders if "decoder" in experiment.axes else (None,):
-                    identity = context.identity(label, streams, experiment, adapter, decoder)
-                    beside = {
-                        name: ids[name, experiment.name, adapter, decoder]
-                        for name in controls
-                        if name != label
-                        if (name, experiment.name, adapter, decoder) in ids
-                    }
-                    cell = PlannedCell(identity, {} if label in controls else beside)
-                    ids[label, experiment.name, adapter, decoder] = cell.id
+        control = label in suite.controls
+        for seeds in sharing(streams, (0,) if control else selection.seeds):
+            cells = []
+            for seed, experiment in product(seeds, experiments):
+                if label in controls and label not in wanted and label not in named_controls(experiment):
+                    continue
+                for adapter, decoder in product(
+                    adapters if "adapter" in experiment.axes else (None,),
+                    decoders if "decoder" in experiment.axes else (None,),
+                ):
+                    beside = ids.setdefault((experiment.name, adapter, decoder), {})
+                    identity = context.identity(label, streams, experiment, adapter, decoder, seed)
+                    cell = PlannedCell(identity, {} if label in controls else dict(beside))
+                    if label in controls:
+                        beside[label] = cell.id
                     cells.append(cell)
-        planned.append(Row(label, streams, label in suite.controls, tuple(cells), context.weights_bytes(streams)))
+            planned.append(Row(label, streams, control, tuple(cells), context.weights_bytes(streams)))
     return Plan(suite.name, context.cohort, selection.device, precision, tuple(planned), weights)
+
+
+def choose(shelf: Shelf[AdapterSpec] | Shelf[DecoderSpec], names: Sequence[str]) -> tuple[str, ...]:
+    """Return each of ``names`` once, with those of the whole shelf in the place of ``all``.
+
+    Raises:
+        PluginError: a name is unknown or ambiguous.
+    """
+    chosen = dict.fromkeys(found for name in names for found in (shelf.names() if name == ALL else [name]))
+    for name in chosen:
+        shelf[name]
+    return tuple(chosen)
+
+
+def sharing(streams: Iterable[Stream], seeds: Iterable[int]) -> list[tuple[int, ...]]:
+    """Return ``seeds`` in groups that share their features: one group, or one a seed if weights are drawn from it."""
+    unique = tuple(dict.fromkeys(seeds))
+    return [(seed,) for seed in unique] if any(stream.random for stream in streams) else [unique]
 
 
 def choose_experiments(suite: SuiteSpec, names: Sequence[str]) -> tuple[ExperimentSpec, ...]:
@@ -178,6 +206,16 @@ def choose_experiments(suite: SuiteSpec, names: Sequence[str]) -> tuple[Experime
 def named_controls(experiment: ExperimentSpec) -> set[str]:
     """Return the control rows that some criterion of ``experiment`` is judged beside."""
     return {name for criterion in experiment.criteria for name in (criterion.ceiling, *criterion.floors)}
+
+
+def adapter_parameters(spec: AdapterSpec) -> dict[str, Parameter]:
+    """Return the adapter's parameters and, as ``recipe.*``, how it is trained; several learning rates as one text."""
+    recipe = asdict(spec.recipe) if spec.recipe else {}
+    written = {
+        f"recipe.{name}": ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in recipe.items()
+    }
+    return {**spec.params, **written}
 
 
 def needed_weights(
@@ -225,7 +263,6 @@ class _Context:
     cohort: str
     weights: Mapping[str, ResolvedWeights]
     precision: Precision
-    selection: Selection
 
     def identity(
         self,
@@ -234,6 +271,7 @@ class _Context:
         experiment: ExperimentSpec,
         adapter: str | None,
         decoder: str | None,
+        seed: int,
     ) -> CellIdentity:
         registry, suite = self.registry, self.suite.spec
         parameters = {"suite": dict(suite.params), "experiment": dict(experiment.params)}
@@ -249,7 +287,7 @@ class _Context:
             needed.append((None if stream.random else variant.weights, registry.needs(stream)))
         if adapter is not None:
             used_adapter = registry.adapters[adapter]
-            parameters["adapter"] = dict(used_adapter.spec.params)
+            parameters["adapter"] = adapter_parameters(used_adapter.spec)
             targets.append((used_adapter.plugin, used_adapter.spec.target))
         if decoder is not None:
             used_decoder = registry.decoders[decoder]
@@ -269,7 +307,7 @@ class _Context:
             taps=tuple(taps),
             adapter=adapter,
             decoder=decoder,
-            seed=0 if label in suite.controls else self.selection.seed,  # rows of every seed share the controls
+            seed=seed,
             parameters=parameters,
             weights={each.name: digest(self.weights[each.name], keep) for each, keep in needed if each is not None},
             # An encoder without weights has no forward pass whose precision could matter.

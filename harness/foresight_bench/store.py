@@ -1,4 +1,5 @@
-"""The results folder: ``<cohort>/<machine>/<encoder>/<cell-id>.json`` with the per-clip scores beside it.
+"""The results folder: ``<cohort>/<machine>/<encoder>/<cell-id>.json`` with the per-clip scores beside it, and
+a picture where the experiment draws one.
 
 A file appears whole or not at all, and is never changed once it says ``ok``.
 """
@@ -119,11 +120,12 @@ class Store:
         write_atomically(probe, b"")
         probe.unlink()
 
-    def write(self, cell: Cell, scores: bytes = b"") -> None:
-        """Write the scores, then the cell that vouches for them."""
+    def write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"") -> None:
+        """Write the scores and the picture (PNG), then the cell that vouches for them."""
         path = self.path(cell)
-        if scores:
-            write_atomically(path.with_suffix(".safetensors"), scores)
+        for suffix, data in ((".safetensors", scores), (".png", picture)):
+            if data:
+                write_atomically(path.with_suffix(suffix), data)
         text = cell.model_dump_json(indent=1) + "\n"
         write_atomically(path, text.encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from tabulate import tabulate
@@ -12,6 +13,8 @@ from foresight_bench.specs import ExperimentSpec, GateSpec, SuiteSpec
 from foresight_bench.verdicts import Decision, GateStatus, gate_status
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+SPACES = {"encoder": "encoder", "decoder": "decoder", "ratio": "decoder / encoder"}
+"""Endings of the names of metrics that say the same thing of each space, as ``dim_mle_encoder``, and their headings."""
 
 
 def number(value: float | None) -> str:
@@ -51,7 +54,10 @@ def gating(cell: Cell) -> list[MetricResult]:
 
 
 def experiment_table(cell: Cell, spec: ExperimentSpec, style: str = "simple") -> str:
-    """Return the cell as a table: gated metrics first, then what else was read at the same tap and readout."""
+    """Return the cell as a table: gated metrics first, then what else was read at the same tap and readout.
+
+    What is said of each space by itself stands in a table of its own (:func:`spaces_table`).
+    """
     rows = []
     for result in gating(cell):
         floor = result.floors.get(result.best_floor)
@@ -71,7 +77,7 @@ def experiment_table(cell: Cell, spec: ExperimentSpec, style: str = "simple") ->
             ]
         )
     for result in cell.metrics:
-        if not result.gates and (result.tap, result.readout) == (cell.tap, cell.readout):
+        if not result.gates and _at_tap(result, cell) and not _space(result):
             rows.append(
                 [
                     result.metric,
@@ -86,6 +92,30 @@ def experiment_table(cell: Cell, spec: ExperimentSpec, style: str = "simple") ->
             )
     headers = ["metric", "value", "95% interval", "threshold", "best floor", "ceiling", "skill", "verdict"]
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
+
+
+def spaces(cell: Cell) -> dict[str, dict[str, Estimate]]:
+    """Return what was read of each space by itself at the cell's tap: by metric (``dim_mle``), then by ``SPACES``."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for result in cell.metrics:
+        if (space := _space(result)) and _at_tap(result, cell):
+            found.setdefault(result.metric.removesuffix(f"_{space}"), {})[space] = result.estimate
+    return found
+
+
+def spaces_table(cell: Cell) -> str:
+    """Return a table of both spaces side by side, one row a metric; empty if nothing was read of them."""
+    rows = [[name, *(with_interval(values.get(space)) for space in SPACES)] for name, values in spaces(cell).items()]
+    return tabulate(rows, ["reported", *SPACES.values()], disable_numparse=True) if rows else ""
+
+
+def _space(result: MetricResult) -> str:
+    """Return which space ``result`` is about by itself; empty if it compares the two."""
+    return next((space for space in SPACES if result.metric.endswith(f"_{space}")), "")
+
+
+def _at_tap(result: MetricResult, cell: Cell) -> bool:
+    return (result.tap, result.readout) == (cell.tap, cell.readout)
 
 
 def heading(cell: Cell, spec: ExperimentSpec) -> str:
@@ -208,16 +238,34 @@ def _axes(cell: Cell) -> tuple[object, ...]:
     return i.encoder, i.adapter, i.decoder, i.seed
 
 
-def system_text(suite: SuiteSpec, system: System, cells: Sequence[Cell]) -> str:
-    """Return everything there is to read about one system: a table per experiment, curves, the gates' status."""
+def run_text(suite: SuiteSpec, groups: Mapping[System, Sequence[Cell]]) -> str:
+    """Return what there is to read about several systems; a cell that some of them share is shown with the first."""
+    seen: set[str] = set()
+    texts = []
+    for system, cells in groups.items():
+        texts.append(system_text(suite, system, cells, seen))
+        seen.update(cell.id for cell in cells)
+    return "\n\n".join(texts)
+
+
+def system_text(suite: SuiteSpec, system: System, cells: Sequence[Cell], shown: AbstractSet[str] = frozenset()) -> str:
+    """Return everything there is to read about one system: a table per experiment, curves, the gates' status.
+
+    Of cells whose ids are among ``shown``, only the heading.
+    """
     encoder, adapter, decoder, seed = system
     through = " + ".join(part for part in (adapter, decoder) if part)
     parts = [f"{encoder}  ({through + ', ' if through else ''}suite {suite.name}, seed {seed})"]
     experiments = suite_experiments(suite)
     for cell in sorted(cells, key=lambda cell: list(experiments).index(cell.identity.experiment)):
         spec = experiments[cell.identity.experiment]
+        if cell.id in shown:
+            parts.append(f"{heading(cell, spec)}\n  as above")
+            continue
         body = experiment_table(cell, spec) if cell.status == "ok" else f"  {cell.reason}"
         parts.append(f"{heading(cell, spec)}\n{body}")
+        if both := spaces_table(cell):
+            parts.append(both)
         if curve := retention(cell):
             parts.append(f"Retention over taps ({cell.readout}; bars from best floor to ceiling)\n{curve}")
     if encoder not in suite.controls:  # a control is not judged

@@ -97,6 +97,15 @@ METRICS: tuple[MetricSpec, ...] = (
         "1",
     ),
     MetricSpec(
+        "ridge_r2_reverse",
+        _IN + "ridge_r2:RidgeR2",
+        "Held-out variance of the features that a ridge map from the decoder's latents explains",
+        "spaces",
+        "higher",
+        "1",
+        params={"reverse": True},
+    ),
+    MetricSpec(
         "spearman",
         _IN + "spearman:Spearman",
         "Rank correlation of pairwise distances (RSA)",
@@ -121,31 +130,27 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
     ),
-    MetricSpec(
-        "dim_two_nn",
-        _IN + "dimension:Dimension",
-        "Intrinsic dimension from the two nearest neighbours (Facco 2017)",
-        "spaces",
-        "none",
-        "1",
-        params={"estimator": "two_nn"},
-    ),
-    MetricSpec(
-        "dim_mle",
-        _IN + "dimension:Dimension",
-        "Intrinsic dimension by maximum likelihood (Levina & Bickel 2004, harmonic mean)",
-        "spaces",
-        "none",
-        "1",
-        params={"estimator": "mle"},
-    ),
-    MetricSpec(
-        "dim_pca95",
-        _IN + "dimension:Dimension",
-        "Number of principal components that hold 95 % of the variance",
-        "spaces",
-        "none",
-        "1",
-        params={"estimator": "pca95"},
+    *(
+        MetricSpec(
+            f"dim_{estimator}_{space}",
+            _IN + "dimension:Dimension",
+            f"Intrinsic dimension{of}{how}",
+            "spaces",
+            "none",
+            "1",
+            params={"estimator": estimator, "space": space},
+        )
+        for estimator, how in (
+            ("two_nn", "from the two nearest neighbours (Facco 2017)"),
+            ("mle", "by maximum likelihood (Levina & Bickel 2004, harmonic mean)"),
+            ("pca95", "as the number of principal components that hold 95 % of the variance"),
+        )
+        for space, of in (
+            ("encoder", " of the features, "),
+            ("decoder", " of the decoder's latents, "),
+            ("ratio", ", the decoder's over the encoder's, "),
+        )
+        # Components are at most as many as clips: where the count has not converged, its ratio is that of clips.
+        if (estimator, space) != ("pca95", "ratio")
     ),
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from foresight_bench import features as feature_pass
 from foresight_bench.bench import Bench, Workbench
@@ -16,10 +18,13 @@ from foresight_bench.features import FeatureSet
 from foresight_bench.grids import Grid
 from foresight_bench.registry import Registry, target
 from foresight_bench.specs import Criterion, ExperimentSpec
+from foresight_bench.tables import number
 from foresight_gates.data import Recipe, SceneData
-from foresight_gates.q1 import cleaned
+from foresight_gates.q1 import _Pair, cleaned
 from foresight_gates.scenes import SceneParameters
 from foresight_gates.targets import cell_targets
+from foresight_plugins.metrics.dimension import mle
+from foresight_plugins.metrics.pairwise import squared_distances
 
 SPLITS = {"train": ((96, 1),), "val": ((24, 1),), "test": ((36, 1), (2, 5)), "align": ((60, 1),)}
 Scramble = Callable[[torch.Tensor], torch.Tensor]
@@ -123,6 +128,17 @@ def test_pixels_reach_the_round_trip_through_the_linear_adapter() -> None:
         assert through[metric] == pytest.approx(value, abs=0.005)
 
 
+def test_c1_draws_every_test_split_and_titles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **style: said.append(text))
+    outcome = run("C1", features("oracle"))
+    assert Image.open(io.BytesIO(outcome.picture)).format == "PNG"
+    (ssim,) = (m.scores.per_clip for m in outcome.measurements if m.metric == "ssim")
+    assert said[-2].startswith(" at truth, its own latents to patch-pca: ssim ")
+    assert any(text.startswith(f"best of 36: {number(float(ssim[:36].max()))}\n") for text in said)
+    assert any(text.startswith(f"worst of 2: {number(float(ssim[36:].min()))}, frames 0, 2, 4\n") for text in said)
+
+
 @pytest.mark.parametrize("name", ["C1", "Q1", "Q2"])
 @pytest.mark.parametrize("floor", ["blank", "mean-rgb"])
 def test_floors_fail_every_threshold(name: str, floor: str) -> None:
@@ -135,6 +151,44 @@ def test_the_ceiling_passes_and_shuffled_fails_every_threshold(name: str) -> Non
     for metric, (threshold, sign) in thresholds(name).items():
         assert sign * (values(outcome)[metric] - threshold) > 0, metric
     assert_all_fail(name, values(outcome, shuffled=True))
+
+
+@cache
+def q1_of_half_noise() -> Outcome:
+    """Q1 of features half of which show the patches and half nothing, at two taps; one is mixed up on `val`."""
+    whole, rng = features("pixels"), torch.Generator().manual_seed(0)
+    some = torch.randn(whole.coarse["patches", "val"].shape[1], 320, generator=rng)
+    coarse = {}
+    for (_, split), vectors in whole.coarse.items():
+        mixed = torch.cat([vectors @ some, torch.randn(len(vectors), 320, generator=rng)], 1)
+        coarse |= {("good", split): mixed, ("bad", split): mixed.roll(int(split == "val"), 0)}
+    return run("Q1", replace(whole, taps=("bad", "good"), coarse=coarse, control=""))
+
+
+def test_q1_reports_the_other_direction_at_the_tap_that_val_chose() -> None:
+    outcome = q1_of_half_noise()
+    assert outcome.tap == "good"
+    found = values(outcome)
+    # Every feature has unit variance, so what is noise in them, and no decoder can know, is half of all there is.
+    assert found["ridge_r2"] > 0.7
+    assert 0.3 < found["ridge_r2_reverse"] < 0.5
+    measured = [(m.tap, m.readout) for m in outcome.measurements if m.metric == "ridge_r2_reverse"]
+    assert measured == [("good", "grid4")]
+
+
+def test_q1_reports_the_dimension_of_both_spaces_and_the_gap() -> None:
+    found = values(q1_of_half_noise())
+    reported = {c.metric for c in experiment("Q1").criteria if c.threshold is None and c.metric.startswith("dim_")}
+    assert reported == {name for name in found if name.startswith("dim_")}
+    assert len(reported) == 8
+    for estimator in ("two_nn", "mle"):
+        encoder, decoder = found[f"dim_{estimator}_encoder"], found[f"dim_{estimator}_decoder"]
+        assert found[f"dim_{estimator}_ratio"] == pytest.approx(decoder / encoder)
+    # The decoder's latents are the same whatever the features, and so is their dimension.
+    spaces = _Pair(Bench(shared(), features("mean-rgb"), 0, "", "patch-pca"), "colour").spaces(("test", "align"))
+    assert found["dim_mle_decoder"] == pytest.approx(mle(squared_distances(spaces.y)))
+    metrics = shared().registry.metrics
+    assert all(metrics[name].spec.direction == "none" for name in reported), "so that nothing can gate on it"
 
 
 SCRAMBLES: dict[str, Scramble] = {

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from foresight_bench.cells import Cell
+from foresight_bench.cells import Cell, Estimate, MetricResult
 from foresight_bench.cli import main
 from foresight_bench.engine import classify
 from foresight_bench.errors import WeightsError
+from foresight_bench.leaderboard import page
+from foresight_bench.registry import Registry
 from foresight_bench.specs import GateSpec
 from foresight_bench.store import Store
-from foresight_bench.tables import gate_line, gate_result, number, retention, systems
+from foresight_bench.tables import (
+    combination,
+    gate_line,
+    gate_result,
+    heading,
+    number,
+    retention,
+    run_text,
+    spaces_table,
+    suite_experiments,
+    system_text,
+    systems,
+)
 from foresight_bench.verdicts import GateStatus
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +92,74 @@ def test_the_retention_plot_has_a_column_a_tap_and_full_height_at_the_ceiling(di
     lpips = next(line for line in lines if line.split()[0] == "lpips")
     assert lpips.split()[1] == "█", "patch_embed decodes as well as pixels do"
     assert retention(q2.model_copy(update={"metrics": q2.metrics[:1]})) == ""
+
+
+def with_spaces(cell: Cell) -> Cell:
+    """Return a Q1 cell that also read both spaces by themselves, at its tap and at another."""
+    like = next(result for result in cell.metrics if result.metric == "spearman" and not result.gates)
+
+    def reported(metric: str, value: float, tap: str) -> MetricResult:
+        estimate = Estimate(value=value, low=value - 1, high=value + 1, n=400)
+        return like.model_copy(update={"metric": metric, "tap": tap, "readout": cell.readout, "estimate": estimate})
+
+    read = {"dim_mle_encoder": 12.1, "dim_mle_decoder": 45.8, "dim_mle_ratio": 3.785, "dim_pca95_encoder": 286.0}
+    more = [reported(name, value, cell.tap) for name, value in read.items()]
+    elsewhere = [reported("dim_mle_encoder", 77.7, next(tap for tap in cell.identity.taps if tap != cell.tap))]
+    kept = tuple(result for result in cell.metrics if not result.metric.startswith("dim_"))
+    return cell.model_copy(update={"metrics": (*kept, *more, *elsewhere)})
+
+
+def test_what_is_said_of_each_space_stands_side_by_side(dinov2: list[Cell]) -> None:
+    suite = Registry.installed().suites["quick"].spec
+    q1 = with_spaces(next(cell for cell in dinov2 if cell.identity.experiment == "Q1"))
+    header, _, *rows = (re.split(r"  +", line.strip()) for line in spaces_table(q1).splitlines())
+    assert header == ["reported", "encoder", "decoder", "decoder / encoder"]
+    assert rows == [
+        ["dim_mle", "12.1 [11.1, 13.1]", "45.8 [44.8, 46.8]", "3.785 [2.785, 4.785]"],
+        ["dim_pca95", "286 [285, 287]", "-", "-"],
+    ]
+    text = system_text(suite, combination(q1), [q1])
+    assert spaces_table(q1) in text
+    assert text.count("dim_mle") == 1, "and not in the table above as well"
+    assert spaces_table(next(cell for cell in dinov2 if cell.identity.experiment == "Q2")) == ""
+
+
+def test_the_leaderboard_shows_both_spaces(dinov2: list[Cell], tmp_path: Path) -> None:
+    shutil.copytree(COMMITTED, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path)
+    q1 = with_spaces(next(cell for cell in dinov2 if cell.identity.experiment == "Q1"))
+    store.write(q1)
+    text = page(Registry.installed(), store)
+    system = f"dinov2:small, {q1.identity.decoder}"
+    rows = [re.split(r" *\| *", line) for line in text.splitlines() if "| dim_mle " in line]
+    (row,) = (row for row in rows if row[1] == system)
+    assert row[1:-1] == [
+        system, q1.tap, "dim_mle",
+        "12.1 [11.1, 13.1]", "45.8 [44.8, 46.8]", "3.785 [2.785, 4.785]",
+    ]  # fmt: skip
+
+
+def test_what_adapters_share_is_shown_once(dinov2: list[Cell]) -> None:
+    suite = Registry.installed().suites["quick"].spec
+    c1, q1 = (next(cell for cell in dinov2 if cell.identity.experiment == name) for name in ("C1", "Q1"))
+    identity = c1.identity.model_copy(update={"adapter": "mlp"})
+    other = c1.model_copy(update={"identity": identity, "id": identity.cell_id()})
+    groups = systems([*dinov2, other])
+    first, second = (system_text(suite, system, group) for system, group in groups.items())
+    text = run_text(suite, groups)
+    assert text.startswith(first)
+    assert text.count("lpips ") == 2 * first.count("lpips ") - 2, "C1's table twice, Q2's table and curve once"
+    assert text.count(heading(q1, suite_experiments(suite)["Q1"])) == 2
+    assert text.count("as above") == 2
+    assert text.splitlines()[-2:] == second.splitlines()[-2:], "every system has its gate"
+
+
+def test_seeds_are_systems_of_their_own(dinov2: list[Cell]) -> None:
+    again = [cell.model_copy(update={"identity": cell.identity.model_copy(update={"seed": 4})}) for cell in dinov2]
+    groups = systems([*dinov2, *again])
+    assert [system[3] for system in groups] == [0, 4]
+    for (_, _, _, seed), group in groups.items():
+        assert [cell.identity.seed for cell in group] == [seed] * 3
 
 
 def leaderboard(results: Path, output: Path, *arguments: str) -> int:

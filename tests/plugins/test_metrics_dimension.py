@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foresight_bench.contracts import Spaces
 from foresight_bench.errors import UsageError
-from foresight_plugins.metrics.dimension import ESTIMATORS, Dimension, distinct, mle, pca95, two_nn
+from foresight_bench.scores import Scores
+from foresight_plugins.metrics.dimension import ESTIMATORS, SPACES, Dimension, distinct, mle, pca95, two_nn
 from foresight_plugins.metrics.pairwise import squared_distances
 
 
@@ -61,26 +62,57 @@ def test_duplicates_are_removed(name: str) -> None:
     assert found.finite
 
 
+def both(name: str, x: Tensor, y: Tensor) -> dict[str, Scores]:
+    """Return the scores of each space and of the ratio."""
+    return {space: Dimension(name, space).score(Spaces(x, y, x, y)) for space in SPACES}
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_both_spaces_and_scales_are_reported(name: str) -> None:
     x, y = manifold(240, 3, 30), manifold(240, 9, 50)
-    scores = Dimension(name).score(Spaces(x, y, x, y))
-    assert scores.value < scores.details["decoder"]
-    assert scores.details["decoder"] == pytest.approx(Dimension(name).score(Spaces(y, x, y, x)).value)
-    assert set(scores.details) == {"decoder", "half", "quarter", "decoder_half", "decoder_quarter"}
-    assert scores.details["half"] == pytest.approx(scores.value, rel=0.2)
+    found = both(name, x, y)
+    assert found["encoder"].value < found["decoder"].value
+    assert found["decoder"].value == both(name, y, x)["encoder"].value
+    assert found["encoder"].details["half"] == pytest.approx(found["encoder"].value, rel=0.2)
+    for scores in found.values():
+        assert set(scores.details) == {"half", "quarter"}
+        assert scores.details["half"] == pytest.approx(scores.replicates.mean())
     if name == "mle":  # underestimates more, the fewer the clips
-        assert scores.details["decoder_quarter"] < scores.details["decoder_half"] < scores.details["decoder"]
+        scale = found["decoder"]
+        assert scale.details["quarter"] < scale.details["half"] < scale.value
+
+
+@pytest.mark.parametrize("name", ["two_nn", "mle"])
+def test_the_gap_between_three_and_twelve_dimensions(name: str) -> None:
+    """By 600 points, 3 reads 2.9 and 12 reads 9 to 10: the gap of 4 reads 3.4."""
+    found = both(name, manifold(600, 3, 30), manifold(600, 12, 50, seed=1))
+    assert found["encoder"].value == pytest.approx(3, rel=0.1)
+    assert 8.5 < found["decoder"].value < 12
+    assert found["ratio"].value == found["decoder"].value / found["encoder"].value
+    low, high = found["ratio"].interval()
+    assert 2.5 < low < found["ratio"].value < high < 4.5
+    assert found["ratio"].replicates == pytest.approx(found["decoder"].replicates / found["encoder"].replicates)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_one_space_seen_twice_has_no_gap(name: str) -> None:
+    """Both estimates come from the same clips, half-sample by half-sample, so not one of them departs from 1."""
+    x = manifold(200, 5, 20)
+    turned = 7 * x @ torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64)).Q + 3
+    ratio = both(name, x, turned)["ratio"]
+    assert ratio.value == pytest.approx(1, abs=1e-6)
+    assert ratio.replicates == pytest.approx(np.ones(len(ratio.replicates)), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_constant_space_has_dimension_zero(name: str) -> None:
     x, y = manifold(1, 3, 10).expand(100, 10), manifold(100, 3, 10)
-    scores = Dimension(name).score(Spaces(x, y, x, y))
-    assert scores.finite
-    assert scores.value == 0
-    assert scores.details["decoder"] > 0
-    assert all(np.isfinite(v) for v in scores.details.values())
+    found = both(name, x, y)
+    assert found["encoder"].finite
+    assert found["encoder"].value == 0
+    assert found["decoder"].value > 0
+    assert not found["ratio"].finite, "nothing is so many times 0"
+    assert both(name, y, x)["ratio"].value == 0
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -90,6 +122,8 @@ def test_offset_and_scale_change_nothing(name: str) -> None:
     assert a == pytest.approx(b, rel=1e-6)
 
 
-def test_unknown_estimator() -> None:
+def test_unknown_estimator_or_space() -> None:
     with pytest.raises(UsageError, match="correlation"):
         Dimension("correlation")
+    with pytest.raises(UsageError, match="pixels"):
+        Dimension("mle", "pixels")

@@ -226,7 +226,26 @@ def test_ridge_r2_equals_sklearn_at_the_chosen_penalty() -> None:
     sse, sst = scores.per_clip.sum(0)
     assert scores.value == pytest.approx(1 - sse / sst)
     assert sst == pytest.approx(total)
-    assert scores.details["reverse"] == pytest.approx(RidgeR2().score(spaces(y, x)).value)
+
+
+def test_the_reverse_of_ridge_r2_is_the_other_direction() -> None:
+    x, y = related(240, 7)
+    forth, back = RidgeR2().score(spaces(x, y)), RidgeR2(reverse=True).score(spaces(x, y))
+    other = RidgeR2().score(spaces(y, x))
+    assert back.value == other.value
+    assert np.array_equal(back.replicates, other.replicates)
+    assert back.value != pytest.approx(forth.value, abs=0.02)
+
+
+def test_a_lossy_projection_is_predicted_and_does_not_predict() -> None:
+    """Of 20 equal dimensions 5 are kept: they are known from the 20, and of the 20 they know a quarter."""
+    x = gaussian(800, 20, 30)
+    y = x @ torch.linalg.qr(gaussian(20, 5, 31)).Q
+    assert RidgeR2().score(spaces(x, y)).value == pytest.approx(1, abs=1e-6)
+    back = RidgeR2(reverse=True).score(spaces(x, y))
+    low, high = back.interval()
+    assert low < 5 / 20 < high
+    assert high - low < 0.05
 
 
 def test_ridge_r2_of_noise_is_at_most_zero_held_out() -> None:

@@ -24,7 +24,9 @@ def test_listing_metrics_imports_no_numerical_library() -> None:
 def test_names() -> None:
     assert [m.name for m in METRICS] == [
         "lpips", "ssim", "psnr", "edge_f1", "spatial_iou", "box_iou", "map50", "map",
-        "ridge_r2", "spearman", "recall10", "cka", "dim_two_nn", "dim_mle", "dim_pca95",
+        "ridge_r2", "ridge_r2_reverse", "spearman", "recall10", "cka",
+        "dim_two_nn_encoder", "dim_two_nn_decoder", "dim_two_nn_ratio",
+        "dim_mle_encoder", "dim_mle_decoder", "dim_mle_ratio", "dim_pca95_encoder", "dim_pca95_decoder",
     ]  # fmt: skip
 
 

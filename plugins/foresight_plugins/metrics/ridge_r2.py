@@ -15,25 +15,32 @@ _FOLDS = 5
 
 
 class RidgeR2:
-    """R2 = 1 - SSE / SST of a ridge map from x to y, fitted on the train clips and scored on the others.
+    """R2 = 1 - SSE / SST of a ridge map from x to y (``reverse``: from y to x), fitted on the train clips and scored
+    on the others.
 
     SSE and SST are summed over all target dimensions (variance-weighted; no dimension of near zero variance
     can explode) and SST is about the *train* mean, so that predicting that mean scores 0. The penalty comes
     from 5-fold cross-validation inside train, whole clips held out. Targets are never reduced: keeping k
     principal components moves R2 between 1.0 and .35 as k is chosen.
 
-    ``per_clip`` [N, 2] holds SSE and SST; ``details['reverse']`` the R2 from y to x.
+    A map that loses something scores 1 in its own direction and less in the other, so the two directions are two
+    metrics and the better of them is none. ``per_clip`` [N, 2] holds SSE and SST.
     """
+
+    def __init__(self, reverse: bool = False) -> None:
+        self._reverse = reverse
 
     def score(self, spaces: Spaces) -> Scores:
         """Return scores over the N clips, bootstrapped as a ratio; at most 1."""
-        errors = _errors(spaces.x_train, spaces.y_train, spaces.x, spaces.y)
-        reverse = _errors(spaces.y_train, spaces.x_train, spaces.y, spaces.x)
+        if self._reverse:
+            errors = _errors(spaces.y_train, spaces.x_train, spaces.y, spaces.x)
+        else:
+            errors = _errors(spaces.x_train, spaces.y_train, spaces.x, spaces.y)
 
         def r2(weights: FloatArray) -> float:
             return _r2(weights @ errors)
 
-        return weighted_scores(r2, len(errors), errors, {"reverse": _r2(reverse.sum(0))})
+        return weighted_scores(r2, len(errors), errors)
 
 
 def _errors(x_train: Tensor, y_train: Tensor, x: Tensor, y: Tensor) -> FloatArray:
