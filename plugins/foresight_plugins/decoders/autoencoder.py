@@ -18,6 +18,7 @@ from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.errors import Unsupported, WeightsError
 from foresight_bench.grids import Grid
 from foresight_plugins.decoders.autoencoder_spec import FAMILIES
+from foresight_plugins.decoders.single_frame import with_single_frames
 from foresight_plugins.encoders.seeding import seeded
 
 PIXELS = 2**21
@@ -65,7 +66,7 @@ class Autoencoder:
             raise WeightsError(f"{self._name} needs weights.", "A decoder is never run with random ones.")
         checkpoint = Checkpoint(weights.path)
         checkpoint.expect(self._name, "_class_name")
-        self._module: Any = _loaded(checkpoint, self._name, self._device)
+        self._module: Any = with_single_frames(_loaded(checkpoint, self._name, self._device))
         self._video = bool(FAMILIES[family].stride)
         self._stride = _size(self._module, FAMILIES[family].stride) if self._video else 1
         self._side = _size(self._module, FAMILIES[family].side)
@@ -90,7 +91,8 @@ class Autoencoder:
                 parts.append(self._through(self._encoded, pixels))
         latents = torch.cat(parts)
         mean, scale = self._normalisation(latents.shape[2])
-        return Grid(((latents - mean) * scale).permute(0, 2, 3, 4, 1).contiguous())
+        values = ((latents - mean) * scale).permute(0, 2, 3, 4, 1).contiguous()
+        return Grid(values, _spans(t, values.shape[1]) if self._video else ())
 
     def decode(self, latents: Grid) -> Tensor:
         """Return frames [N, T, 3, H, W], float32 in [0, 1]; gradients flow back to the latents.
@@ -145,6 +147,12 @@ class Autoencoder:
         if 1 < known < t:
             raise Unsupported(f"{self._name} has statistics of {known} latent frames, and a clip has {t}.")
         return self._mean[:, :, :t], self._scale[:, :, :t]
+
+
+def _spans(frames: int, cells: int) -> tuple[tuple[int, int], ...]:
+    """Return the frames of each latent frame: the first describes one, as video autoencoders are causal."""
+    k = (frames - 1) // max(1, cells - 1)
+    return (0, 1), *((1 + k * cell, 1 + k * (cell + 1)) for cell in range(cells - 1))
 
 
 def _loaded(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Module:

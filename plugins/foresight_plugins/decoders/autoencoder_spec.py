@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from foresight_bench.specs import DecoderSpec, HubFolder, Weights
+from foresight_bench.specs import DecoderSpec, HubFolder, PackageFolder, Weights
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,21 @@ def _spec(name: str, family: str, repo: str, subfolder: str, licence: str, descr
     )
 
 
+LTX_TINY = DecoderSpec(
+    name="ltx-tiny",
+    target="foresight_plugins.decoders.autoencoder:Autoencoder",
+    description="LTX-Video's autoencoder at a hundredth of its size, trained on scenes and shipped with this package",
+    params={"family": "ltx"},
+    weights=Weights(
+        "ltx-tiny",
+        package=PackageFolder("foresight_plugins", "decoders/ltx_tiny", FAMILIES["ltx"].class_name),
+        licence="Apache-2.0",
+    ),
+    licence="Apache-2.0",
+)
+
 AUTOENCODERS = (
+    LTX_TINY,
     _spec(
         "ltx-video",
         "ltx",

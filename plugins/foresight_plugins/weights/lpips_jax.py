@@ -42,6 +42,11 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
+def unpickled(data: bytes) -> Any:
+    """Return the tree of numpy arrays in ``data``; a pickle that names anything else is a WeightsError."""
+    return _Unpickler(io.BytesIO(data)).load()
+
+
 def convert(data: bytes) -> dict[str, NDArray[np.float32]]:
     """Return the trunk in torchvision's names: ``features.N.weight`` [O, I, H, W], ``features.N.bias`` [O].
 
@@ -50,7 +55,7 @@ def convert(data: bytes) -> dict[str, NDArray[np.float32]]:
             damaged, or holds other layers.
     """
     try:
-        tree = _Unpickler(io.BytesIO(data)).load()["AlexNet_0"]
+        tree = unpickled(data)["AlexNet_0"]
         arrays: dict[str, NDArray[np.float32]] = {}
         for layer, (index, shape) in _LAYERS.items():
             weight = np.ascontiguousarray(tree[layer]["kernel"].transpose(3, 2, 0, 1), dtype=np.float32)
