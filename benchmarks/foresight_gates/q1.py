@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from foresight_bench.bench import Bench
-from foresight_bench.contracts import Measurement, Outcome, Spaces
+from foresight_bench.contracts import Data, Measurement, Outcome, Spaces
 from foresight_bench.features import COARSE_SIDE
 from foresight_bench.specs import ExperimentSpec
 
@@ -127,14 +127,20 @@ def _averaged(vectors: Tensor, side: int) -> Tensor:
 
 def nuisances(bench: Bench, split: str) -> Tensor:
     """Return mean red, green, blue, foreground area and object count of each clip: [N, 5] float64."""
+    found: Tensor = _nuisances(bench.data, split)  # type: ignore[arg-type]  # hashed by identity, as objects are
+    return found.to(bench.device)
+
+
+@lru_cache(maxsize=8)
+def _nuisances(data: Data, split: str) -> Tensor:
     rows = []
-    for block in bench.shared.split(split).blocks:
+    for block in data.split(split).blocks:
         assert block.truth is not None
         colour = block.frames.mean((1, 2, 3), dtype=np.float64) / 255
         area = (block.truth.labels > 0).mean((1, 2, 3))
         count = (block.truth.classes >= 0).sum(1)
         rows.append(np.column_stack([colour, area, count]))
-    return torch.from_numpy(np.concatenate(rows)).to(bench.device)
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def cleaned(

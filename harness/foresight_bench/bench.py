@@ -30,7 +30,7 @@ from foresight_bench.contracts import (
 )
 from foresight_bench.errors import NonFinite
 from foresight_bench.features import FeatureSet
-from foresight_bench.grids import Grid
+from foresight_bench.grids import Grid, finite
 from foresight_bench.registry import Registry, target
 from foresight_bench.scores import Scores, mean_scores
 
@@ -206,7 +206,7 @@ class Bench:
         Raises:
             NonFinite: the reconstruction holds NaN or infinity.
         """
-        if not bool(torch.isfinite(reconstruction).all()):
+        if not finite(reconstruction):
             raise NonFinite(f"The reconstruction scored by {metric} holds NaN or infinite values.")
         scorer: FrameMetric = self.shared.metric(metric)
         per_frame = scorer.score(reconstruction, self.shared.prepared(metric, split))

@@ -19,6 +19,8 @@ class Check:
     """One control at one threshold."""
 
     experiment: str
+    decoder: str
+    """Empty where the experiment uses none."""
     metric: str
     direction: str
     threshold: float
@@ -55,6 +57,7 @@ class Calibration:
         return [
             {
                 "experiment": c.experiment,
+                "decoder": c.decoder,
                 "metric": c.metric,
                 "threshold": c.threshold,
                 "control": c.control,
@@ -69,48 +72,54 @@ class Calibration:
         """Return a table with one row a threshold and one column a floor."""
         floors = list(dict.fromkeys(c.control for c in self.checks if c.must == "fail"))
         body = []
-        for experiment, metric in dict.fromkeys((c.experiment, c.metric) for c in self.checks):
-            checks = [c for c in self.checks if (c.experiment, c.metric) == (experiment, metric)]
+        for key in dict.fromkeys((c.experiment, c.decoder, c.metric) for c in self.checks):
+            checks = [c for c in self.checks if (c.experiment, c.decoder, c.metric) == key]
             values = {c.control: with_interval(c.estimate) for c in checks}
             ceiling = next(c for c in checks if c.must == "pass")
             sign = ">" if ceiling.direction == "higher" else "<"
             body.append(
-                [experiment, metric, f"{sign} {number(ceiling.threshold)}"]
+                [*key, f"{sign} {number(ceiling.threshold)}"]
                 + [f"{values[ceiling.control]} {ceiling.control}"]
                 + [values.get(floor, "-") for floor in floors]
                 + ["yes" if all(c.holds for c in checks) else "NO"]
             )
-        headers = ["experiment", "metric", "threshold", "ceiling, must pass"]
+        headers = ["experiment", "decoder", "metric", "threshold", "ceiling, must pass"]
         headers += [f"{floor}, must fail" for floor in floors] + ["separates"]
         return tabulate(body, headers, tablefmt=style, disable_numparse=True)
 
 
 def calibration(suite: SuiteSpec, cells: Sequence[Cell], store: Store) -> Calibration:
-    """Check every threshold of ``suite`` against the control cells.
+    """Check every threshold of ``suite`` against the control cells, with each decoder that they were run with.
 
     The ``shuffled`` floor of a threshold is that of its own ceiling: the very features that pass, handed to
-    the wrong clips.
+    the wrong clips. Of floors that went through several adapters, those of the suite's default one count.
     """
-    found: dict[tuple[str, str], dict[str, Estimate]] = {}
+    found: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for cell in cells:
-        if cell.status != "ok":
+        identity = cell.identity
+        if cell.status != "ok" or identity.adapter not in (None, suite.default_adapter):
             continue
         for key, scores in store.scores(cell).items():
             if (key.tap, key.readout) == (cell.tap, cell.readout):
-                name = cell.identity.encoder + (f"~{key.row}" if key.row == OWN_FLOOR else "")
-                found.setdefault((cell.identity.experiment, name), {})[key.metric] = estimate(scores)
+                name = identity.encoder + (f"~{key.row}" if key.row == OWN_FLOOR else "")
+                place = identity.experiment, identity.decoder or "", name
+                found.setdefault(place, {})[key.metric] = estimate(scores)
+    decoders = sorted({decoder for _, decoder, _ in found if decoder}) or [suite.default_decoder]
     checks = []
     for spec in suite.experiments:
-        for criterion in spec.criteria:
-            if criterion.threshold is None:
-                continue
-            direction = _direction(cells, criterion.metric)
-            expected = [(criterion.ceiling, criterion.ceiling, "pass")]
-            for floor in criterion.floors:
-                expected.append((f"{criterion.ceiling}~{floor}" if floor == OWN_FLOOR else floor, floor, "fail"))
-            for row, shown, must in expected:
-                value = found.get((spec.name, row), {}).get(criterion.metric)
-                checks.append(Check(spec.name, criterion.metric, direction, criterion.threshold, shown, must, value))
+        for decoder in decoders if "decoder" in spec.axes else [""]:
+            for criterion in spec.criteria:
+                if criterion.threshold is None:
+                    continue
+                direction = _direction(cells, criterion.metric)
+                expected = [(criterion.ceiling, criterion.ceiling, "pass")]
+                for floor in criterion.floors:
+                    expected.append((f"{criterion.ceiling}~{floor}" if floor == OWN_FLOOR else floor, floor, "fail"))
+                for row, shown, must in expected:
+                    value = found.get((spec.name, decoder, row), {}).get(criterion.metric)
+                    checks.append(
+                        Check(spec.name, decoder, criterion.metric, direction, criterion.threshold, shown, must, value)
+                    )
     return Calibration(tuple(checks))
 
 

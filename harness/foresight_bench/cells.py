@@ -123,7 +123,7 @@ class Cost(Record):
     """What the cell took."""
 
     wall_seconds: FiniteFloat
-    """Wall time of the experiment on this row, features excluded."""
+    """Wall time of the experiment on this row, features excluded; adapters that train together share theirs evenly."""
     feature_seconds: FiniteFloat
     """Wall time of the encoder's feature pass, shared by the cells of one row."""
     frames_per_second: FiniteFloat

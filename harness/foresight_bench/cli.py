@@ -178,11 +178,12 @@ def _assignment(text: str) -> tuple[str, Path]:
 
 @main.command()
 @suite_option
+@click.option("--decoder", "-d", "decoders", multiple=True, help="Video decoder.  [default: the suite's]")
 @device_option
 @results_option
 @json_option
 @guarded
-def calibrate(suite: str, device: str | None, results: Path, as_json: bool) -> None:
+def calibrate(suite: str, decoders: tuple[str, ...], device: str | None, results: Path, as_json: bool) -> None:
     """Run every control through every experiment; exit 6 unless every ceiling passes and every floor fails."""
     from foresight_bench.calibration import calibration
     from foresight_bench.plan import Selection
@@ -190,7 +191,7 @@ def calibrate(suite: str, device: str | None, results: Path, as_json: bool) -> N
     from foresight_bench.store import Store
 
     controls = Registry.installed().suites[suite].spec.controls
-    session = _session(Selection(suite, controls), device, results, ())
+    session = _session(Selection(suite, controls, decoders=decoders), device, results, ())
     cells = list(session.result.cells.values())
     table = calibration(session.suite, cells, Store(results))
     if as_json:

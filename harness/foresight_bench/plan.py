@@ -156,15 +156,17 @@ def plan(
             for seed, experiment in product(seeds, experiments):
                 if label in controls and label not in wanted and label not in named_controls(experiment):
                     continue
+                # The oracle brings the decoder's own latents where others need an adapter to predict them.
+                free = any(registry.encoders[stream.name].spec.control == "oracle" for stream in streams)
                 for adapter, decoder in product(
-                    adapters if "adapter" in experiment.axes else (None,),
+                    adapters if "adapter" in experiment.axes and not free else (None,),
                     decoders if "decoder" in experiment.axes else (None,),
                 ):
-                    beside = ids.setdefault((experiment.name, adapter, decoder), {})
+                    same, others = (ids.setdefault((experiment.name, each, decoder), {}) for each in (adapter, None))
                     identity = context.identity(label, streams, experiment, adapter, decoder, seed)
-                    cell = PlannedCell(identity, {} if label in controls else dict(beside))
+                    cell = PlannedCell(identity, {} if label in controls else {**others, **same})
                     if label in controls:
-                        beside[label] = cell.id
+                        same[label] = cell.id
                     cells.append(cell)
             planned.append(Row(label, streams, control, tuple(cells), context.weights_bytes(streams)))
     return Plan(suite.name, context.cohort, selection.device, precision, tuple(planned), weights)

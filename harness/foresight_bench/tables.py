@@ -121,9 +121,11 @@ def _at_tap(result: MetricResult, cell: Cell) -> bool:
 def heading(cell: Cell, spec: ExperimentSpec) -> str:
     """Return the line above the table: experiment, decision, what was decoded with what, tap, clips."""
     identity = cell.identity
-    through = ", ".join(part for part in (identity.adapter, identity.decoder) if part)
+    through = [part for part in (identity.adapter, identity.decoder) if part]
+    if identity.adapter and cell.cost is not None:
+        through[0] += f" of {cell.cost.trainable_parameters:,} parameters"
     n = max((result.estimate.n for result in gating(cell)), default=0)
-    where = f"tap {cell.tap}" + (f", {through}" if through else "") + f", {n} clips"
+    where = ", ".join(([f"tap {cell.tap}"] if cell.tap else []) + through + ([f"{n} clips"] if n else []))
     decision = cell.decision or ("control" if cell.status == "ok" else cell.status.upper())
     return f"{spec.name} {decision}: {spec.question} ({where})"
 
@@ -220,15 +222,15 @@ def combination(cell: Cell) -> System:
 def systems(cells: Iterable[Cell]) -> dict[System, list[Cell]]:
     """Group cells into systems: an experiment that uses no adapter or decoder belongs to each of them."""
     every = list(cells)
-    full = sorted({combination(cell) for cell in every if cell.identity.adapter is not None})
-    if not full:
-        full = sorted({combination(cell) for cell in every})
+    whole = [cell for cell in every if cell.identity.adapter is not None]
+    whole = whole or [cell for cell in every if cell.identity.decoder is not None] or every
+    full = sorted({combination(cell) for cell in whole})
     groups: dict[System, list[Cell]] = {}
     for key in full:
         groups[key] = [
             cell
             for cell in every
-            if all(mine in (None, "", whole) for mine, whole in zip(_axes(cell), key, strict=True))
+            if all(mine in (None, "", theirs) for mine, theirs in zip(_axes(cell), key, strict=True))
         ]
     return groups
 

@@ -62,3 +62,8 @@ def test_coefficients_of_another_penalty_are_an_error(speed: ModuleType, monkeyp
     monkeypatch.setattr(path, "coefficients", lambda self, penalty: given(self, penalty * 1.01))
     with pytest.raises(RuntimeError, match="Coefficients differ"):
         speed.measure_paths(speed.SIZES["cpu"], torch.device("cpu"))
+
+
+def test_the_page_shows_the_committed_results(speed: ModuleType) -> None:
+    results = json.loads((SPEED / "results" / "heads-h200.json").read_text("utf-8"))
+    assert speed.table(results) in (SPEED / "README.md").read_text("utf-8")
