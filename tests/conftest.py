@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
+
+from foresight_bench.cli import main
 
 TOY = Path(__file__).parent / "toy_plugin.py"
 METADATA = "Metadata-Version: 2.1\nName: toy-plugin\nVersion: 0.1\n"
 ENTRY_POINTS = "[foresight_bench]\ntoy_plugin = toy_plugin\n"
 
 
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install ``toy_plugin`` for this process and its workers; return an empty folder for results."""
-    site = tmp_path / "site"
+def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install ``toy_plugin`` in ``folder`` for this process and its workers; return where results may go."""
+    site = folder / "site"
     info = site / "toy_plugin-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(METADATA)
@@ -22,4 +25,26 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (site / "toy_plugin.py").write_text(TOY.read_text())
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
-    return tmp_path / "results"
+    return folder / "results"
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install ``toy_plugin``; return an empty folder for results."""
+    return _installed(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """Return the results of all controls of the toy suite, and what `calibrate` said of them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        results = _installed(tmp_path_factory.mktemp("calibrated"), monkeypatch)
+        arguments = ["calibrate", "--suite", "toy", "--device", "cpu", "--results", str(results)]
+        return results, CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture
+def controlled(toy: Path, calibrated: tuple[Path, Result]) -> Path:
+    """As ``toy``, where the cells of all controls are finished already."""
+    shutil.copytree(calibrated[0], toy)
+    return toy

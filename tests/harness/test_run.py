@@ -61,12 +61,12 @@ def test_a_run_judges_an_encoder_beside_its_controls_and_is_reused(toy: Path) ->
     assert [record["status"] for record in json.loads(as_json.stdout)] == ["ok"] * 3
 
 
-def test_control_cells_are_shared_by_encoders_and_transforms_differ(toy: Path) -> None:
-    assert run(toy, "-e", "sound", "-x", "Q2").exit_code == 0
-    second = run(toy, "-e", "sound~shuffled", "-e", "sound~pooled", "-x", "Q2", "--seed", "1")
+def test_control_cells_are_shared_by_encoders_and_transforms_differ(controlled: Path) -> None:
+    assert run(controlled, "-e", "sound", "-x", "Q2").exit_code == 0
+    second = run(controlled, "-e", "sound~shuffled", "-e", "sound~pooled", "-x", "Q2", "--seed", "1")
     assert second.exit_code == 0, second.output
     assert "6 cells, 4 reused" in second.stderr
-    found = cells(toy)
+    found = cells(controlled)
 
     def value(encoder: str, metric: str) -> float:
         (result,) = [r for r in found[encoder, "Q2"].metrics if r.metric == metric and r.gates]
@@ -77,26 +77,47 @@ def test_control_cells_are_shared_by_encoders_and_transforms_differ(toy: Path) -
     assert value("sound~pooled", "psnr") < value("sound", "psnr")
 
 
-def test_a_hybrid_takes_each_stream_at_its_output_or_at_the_tap_named(toy: Path) -> None:
-    done = run(toy, "-e", "sound+pixels", "-e", "sound@early+pixels", "-x", "Q2")
+def test_a_hybrid_takes_each_stream_at_its_output_or_at_the_tap_named(controlled: Path) -> None:
+    done = run(controlled, "-e", "sound+pixels", "-e", "sound@early+pixels", "-x", "Q2")
     assert done.exit_code == 0, done.output
-    found = {name: cell.tap for (name, _), cell in cells(toy).items() if "+" in name}
+    found = {name: cell.tap for (name, _), cell in cells(controlled).items() if "+" in name}
     assert found == {name: name for name in ("sound@late+pixels@patches", "sound@early+pixels@patches")}
 
 
-def test_what_an_encoder_lacks_ends_its_own_cells_and_says_what_to_do(toy: Path) -> None:
-    done = run(toy, "-e", "refuses", "-e", "sound:shift=0.5@late", "-x", "Q2")
+def test_fusion_serves_hybrids_and_skips_the_rest(controlled: Path) -> None:
+    done = run(
+        controlled, "-e", "sound+pixels", "-e", "sound@late", "-x", "C1", "-a", "fusion", "--seed", "0", "--seed", "1"
+    )
+    assert done.exit_code == 0, done.output
+    found = [cell for cell in Store(controlled).cells() if cell.identity.adapter == "fusion"]
+    assert {(cell.identity.encoder, cell.identity.seed, cell.status) for cell in found} == {
+        ("sound@late+pixels@patches", 0, "ok"),
+        ("sound@late+pixels@patches", 1, "ok"),
+        ("sound@late", 0, "skipped"),
+        ("sound@late", 1, "skipped"),
+        ("blank", 0, "skipped"),
+        ("mean-rgb", 0, "skipped"),
+    }
+    assert "joins the encoders of a hybrid" in done.stdout
+    first, second = (cell for cell in found if cell.status == "ok")
+    assert first.cost is not None
+    assert first.cost.trainable_parameters > 0
+    assert first.scores_sha256 != second.scores_sha256
+
+
+def test_what_an_encoder_lacks_ends_its_own_cells_and_says_what_to_do(controlled: Path) -> None:
+    done = run(controlled, "-e", "refuses", "-e", "sound:shift=0.5@late", "-x", "Q2")
     assert done.exit_code == 4, done.output
     assert "error: Frames of 112 x 112 cannot be taken by refuses.\nChoose another suite." in done.stderr
-    assert cells(toy)["refuses", "Q2"].status == "error"
-    sound = cells(toy)["sound:shift=0.5@late", "Q2"]
+    assert cells(controlled)["refuses", "Q2"].status == "error"
+    sound = cells(controlled)["sound:shift=0.5@late", "Q2"]
     assert sound.status == "ok"
     assert "sound:shift=0.5@late" in done.stdout
     # An option reaches the encoder and the identity; the precision only that of encoders with weights.
     assert sound.identity.parameters["encoder"] == {"fault": "sound", "shift": 0.5}
     assert sound.cost is not None
     assert not sound.cost.compiled
-    again = run(toy, "-e", "sound:shift=0.5@late", "-x", "Q2", "--precision", "bfloat16", "--compile")
+    again = run(controlled, "-e", "sound:shift=0.5@late", "-x", "Q2", "--precision", "bfloat16", "--compile")
     assert "5 cells, 5 reused" in again.stderr
 
 
@@ -120,18 +141,17 @@ def test_too_little_memory_is_said_before_anything_runs(toy: Path, monkeypatch: 
     assert not list(toy.rglob("*.json"))
 
 
-def calibrate(results: Path, suite: str) -> Result:
-    arguments = ["calibrate", "--suite", suite, "--device", "cpu", "--results", str(results)]
-    return CliRunner().invoke(main, arguments)
-
-
-def test_calibration_tells_a_suite_that_separates_from_one_that_does_not(toy: Path) -> None:
-    done = calibrate(toy, "toy")
+def test_calibration_tells_a_suite_that_separates_from_one_that_does_not(
+    toy: Path, calibrated: tuple[Path, Result]
+) -> None:
+    _, done = calibrated
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if line.startswith(("C1", "Q1", "Q2"))]
     assert len(lines) == 5
     assert all(line.endswith("yes") for line in lines)
-    hard = calibrate(toy, "hard")  # Q1's threshold lies above what 24 train clips let the ceiling reach
+    # Q1's threshold lies above what 24 train clips let the ceiling reach.
+    arguments = ["calibrate", "--suite", "hard", "--device", "cpu", "--results", str(toy)]
+    hard = CliRunner().invoke(main, arguments)
     assert hard.exit_code == 6
     assert [line.split()[0] for line in hard.stdout.splitlines() if line.endswith("NO")] == ["Q1"]
 
@@ -144,29 +164,29 @@ FAULTS = {
 }
 
 
-def test_failures_end_their_own_cells_and_no_others_and_are_retried(toy: Path) -> None:
+def test_failures_end_their_own_cells_and_no_others_and_are_retried(controlled: Path) -> None:
     names = [argument for fault in FAULTS for argument in ("-e", fault)]
-    done = run(toy, *names, "-e", "sound", "-x", "Q2")
+    done = run(controlled, *names, "-e", "sound", "-x", "Q2")
     assert done.exit_code == 1, done.output
     assert "Traceback" not in done.output
-    found = cells(toy)
+    found = cells(controlled)
     for fault, (status, sentence) in FAULTS.items():
         assert found[fault, "Q2"].status == status
         assert sentence in found[fault, "Q2"].reason
         assert f"{fault} Q2 {status}" in done.stderr
     assert found["sound", "Q2"].status == "ok"
-    again = run(toy, "-e", "raises", "-e", "sound", "-x", "Q2")
+    again = run(controlled, "-e", "raises", "-e", "sound", "-x", "Q2")
     assert again.exit_code == 1
     assert "6 cells, 5 reused" in again.stderr
 
 
-def test_a_dead_worker_keeps_what_it_finished(toy: Path) -> None:
-    done = run(toy, "-e", "crash", "-x", "Q2")
+def test_a_dead_worker_keeps_what_it_finished(controlled: Path) -> None:
+    done = run(controlled, "-e", "sound", "-e", "crash", "-x", "Q2")
     assert done.exit_code == 1, done.output
-    found = cells(toy)
+    found = cells(controlled)
     assert found["crash", "Q2"].status == "error"
     assert "worker ended" in found["crash", "Q2"].reason
-    assert found["blank", "Q2"].status == "ok"
+    assert found["sound", "Q2"].status == "ok"
 
 
 def test_a_plan_that_changed_under_the_worker_is_said_so(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +259,7 @@ def test_bad_input_is_one_sentence_and_an_exit_code(toy: Path, arguments: list[s
     assert "Traceback" not in done.output
 
 
-def test_a_checkpoint_folder_runs_through_every_experiment(toy: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_folder_runs_through_every_experiment(controlled: Path, tmp_path: Path) -> None:
     config = Qwen2_5_VLConfig.from_dict(
         {
             "hidden_size": 32,
@@ -260,11 +280,11 @@ def test_a_checkpoint_folder_runs_through_every_experiment(toy: Path, tmp_path: 
         }
     )
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path)
-    done = run(toy, "-e", "qwen2.5-vl@post_merge", "--weights", f"qwen2.5-vl-7b={tmp_path}")
+    done = run(controlled, "-e", "qwen2.5-vl@post_merge", "--weights", f"qwen2.5-vl-7b={tmp_path}")
     assert done.exit_code == 0, done.output
     for experiment in ("C1", "Q1", "Q2"):
-        assert cells(toy)["qwen2.5-vl:7b@post_merge", experiment].status == "ok"
-    lacking = run(toy, "-e", "qwen2.5-vl@block.5", "-x", "Q1", "--weights", f"qwen2.5-vl-7b={tmp_path}")
+        assert cells(controlled)["qwen2.5-vl:7b@post_merge", experiment].status == "ok"
+    lacking = run(controlled, "-e", "qwen2.5-vl@block.5", "-x", "Q1", "--weights", f"qwen2.5-vl-7b={tmp_path}")
     assert lacking.exit_code == 4, lacking.output
     assert "lacks the tap block.5" in lacking.stderr
 
@@ -324,10 +344,9 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
-def test_altered_scores_are_noticed(toy: Path) -> None:
-    assert run(toy, "-e", "sound", "-x", "Q2").exit_code == 0
-    cell = cells(toy)["blank", "Q2"]
-    path = Store(toy).path(cell).with_suffix(".safetensors")
+def test_altered_scores_are_noticed(controlled: Path) -> None:
+    cell = cells(controlled)["blank", "Q2"]
+    path = Store(controlled).path(cell).with_suffix(".safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(DataError, match="not the file"):
-        Store(toy).scores(cell)
+        Store(controlled).scores(cell)
