@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foresight_bench.gathering import FIRST, Gathering, Kind, readings
-from foresight_bench.grids import Grid, Layout
+from foresight_bench.grids import Grid, Layout, finite
 
 LTX = ((0, 1), (1, 9))
 """Nine frames as a video autoencoder of stride 8 sees them."""
@@ -113,3 +113,11 @@ def test_statistics_are_those_of_the_columns() -> None:
     values = trending.values(Grid(x[:, :, :2, :2]), Layout(1, 2, 2))
     assert values.shape[-1] == len(mean) == len(std) == 6
     assert not mean[3:].any(), "a change has no mean"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_not_finite_is_seen(value: float) -> None:
+    values = torch.zeros(2, 1, 3, 3, 4)
+    assert finite(values)
+    values[1, 0, 2, 1, 3] = value
+    assert not finite(values)
