@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 Parameter = str | int | float | bool
-Status = Literal["ok", "skipped", "error", "oom", "timeout", "interrupted", "invalid"]
+Status = Literal[
+    "ok",
+    "skipped",
+    "oom",
+    "timeout",
+    "weights_missing",
+    "data_missing",
+    "contract",
+    "nonfinite",
+    "killed",
+    "error",
+]
+FINISHED: tuple[Status, ...] = ("ok", "skipped")
+"""What is not tried again."""
 
 
 class Record(BaseModel):
@@ -169,9 +183,12 @@ class Cell(Record):
     identity: CellIdentity
     """What was measured."""
     status: Status
-    """ok; skipped with a reason; or how it failed."""
+    """ok; skipped with a reason; or how it failed: memory ran out, the worker was silent for too long, weights or data
+    are not there, a plugin broke its contract, values were not finite, the worker was killed, anything else."""
     reason: str = ""
     """One sentence for a status other than ok."""
+    warnings: tuple[str, ...] = ()
+    """What a plugin did that it should not, and that was put right: global settings that it changed."""
     decision: str | None = None
     """PROCEED, PIVOT or INCONCLUSIVE."""
     tap: str = ""
@@ -190,3 +207,36 @@ class Cell(Record):
     """What it took."""
     provenance: Provenance
     """Where it was computed."""
+
+    def sealed(self) -> bytes:
+        """Return the bytes of the cell's file: JSON with a ``seal``, the digest of everything else in it."""
+        record = self.model_dump(mode="json")
+        text = json.dumps({**record, "seal": seal(record)}, indent=1, allow_nan=False, ensure_ascii=False)
+        return f"{text}\n".encode()
+
+
+def seal(record: Mapping[str, object]) -> str:
+    """Return the SHA-256 of the canonical JSON of a cell's file without its ``seal``."""
+    rest = {key: value for key, value in record.items() if key != "seal"}
+    return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse(data: bytes) -> Cell:
+    """Return the cell whose file holds ``data``.
+
+    Raises:
+        ValueError: it is no cell of this schema, or its seal is broken: some byte is not what was written.
+    """
+    record = json.loads(data, parse_constant=_refuse)
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    if record.pop("seal", None) != seal(record):
+        raise ValueError("its seal is broken")
+    cell = Cell.model_validate_json(json.dumps(record))
+    if cell.id != cell.identity.cell_id():
+        raise ValueError("its id is not the digest of its identity")
+    return cell
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

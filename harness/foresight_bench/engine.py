@@ -33,6 +33,7 @@ from foresight_bench.errors import (
     NonFinite,
     PluginError,
     Unsupported,
+    WeightsError,
 )
 from foresight_bench.features import FeatureSet
 from foresight_bench.judging import metric_results
@@ -61,6 +62,17 @@ class Emit(Protocol):
         ...
 
 
+STATUSES: tuple[tuple[type[ForesightError], Status], ...] = (
+    (Unsupported, "skipped"),
+    (NonFinite, "nonfinite"),
+    (ContractError, "contract"),
+    (WeightsError, "weights_missing"),
+    (DataError, "data_missing"),
+    (ForesightError, "error"),
+)
+"""What becomes of a cell by the error that ended it; the first that fits."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """How something ended that did not end well."""
@@ -76,16 +88,11 @@ def classify(error: BaseException) -> Failure:
 
 
 def _typed(error: BaseException) -> Failure:
-    if isinstance(error, NonFinite):
-        return Failure("invalid", error.message)
-    if isinstance(error, Unsupported):
-        return Failure("skipped", error.message)
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            return Failure(status, error.message)
     if is_out_of_memory(error):
         return Failure("oom", "Out of memory.")
-    if isinstance(error, KeyboardInterrupt):
-        return Failure("interrupted", "Interrupted.")
-    if isinstance(error, ForesightError):
-        return Failure("error", error.message)
     return Failure("error", f"{type(error).__name__}: {error}".splitlines()[0])
 
 

@@ -1,27 +1,36 @@
-"""The results folder: ``<cohort>/<machine>/<encoder>/<cell-id>.json`` with the per-clip scores beside it, and
-a picture where the experiment draws one.
+"""The results folder: ``<cohort>/<machine>/<encoder>/<cell-id>.json`` with the per-clip scores beside it, a picture
+where the experiment draws one, and the traceback of what failed.
 
-A file appears whole or not at all, and is never changed once it says ``ok``.
+A file appears whole or not at all, and is never changed once it says ``ok``, however many runs write to the folder.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from foresight_bench.cells import Cell
+from foresight_bench.cells import FINISHED, Cell, parse
 from foresight_bench.contracts import Measurement
 from foresight_bench.errors import DataError, EnvironmentFault
 from foresight_bench.scores import Scores
+
+TEMPORARY = ".tmp-"
+"""What the name of a file starts with that is not whole yet."""
+FAILURE = ".failure.txt"
+"""Suffix of the traceback beside a cell that failed."""
+LARGEST_CELL = 16_000_000
+"""Bytes of a cell file that is read at most; one of 13 taps and three readouts has 25 thousand."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -36,7 +45,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -111,23 +120,56 @@ class Store:
 
     def path(self, cell: Cell) -> Path:
         """Return where ``cell`` is kept."""
-        folder = cell.identity.encoder.replace(":", "_").replace("+", "__")
-        return self.root / cell.identity.cohort / cell.provenance.machine / folder / f"{cell.id}.json"
+        identity = cell.identity
+        return self.folder(identity.cohort, cell.provenance.machine) / folder_name(identity.encoder) / f"{cell.id}.json"
+
+    def folder(self, cohort: str, machine: str) -> Path:
+        """Return where the cells of one cohort and machine are kept."""
+        return self.root / folder_name(cohort) / folder_name(machine)
 
     def check_writable(self) -> None:
         """Raise :class:`EnvironmentFault` now rather than after an hour of work."""
-        probe = self.root / ".write-test"
+        probe = self.root / f"{TEMPORARY}probe-{os.getpid()}"
         write_atomically(probe, b"")
         probe.unlink()
 
-    def write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"") -> None:
-        """Write the scores and the picture (PNG), then the cell that vouches for them."""
+    def write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"", failure: str = "") -> None:
+        """Write the scores and the picture (PNG), then the cell that vouches for them; ``failure`` is a traceback.
+
+        A cell that another run has finished meanwhile is left as it is: its file vouches for its own scores.
+        """
         path = self.path(cell)
-        for suffix, data in ((".safetensors", scores), (".png", picture)):
-            if data:
-                write_atomically(path.with_suffix(suffix), data)
-        text = cell.model_dump_json(indent=1) + "\n"
-        write_atomically(path, text.encode())
+        with self._locked(path.parent):
+            if self._is_finished(path):
+                return
+            for suffix, data in ((".safetensors", scores), (".png", picture), (FAILURE, failure.encode())):
+                if data:
+                    write_atomically(path.with_suffix(suffix), data)
+            write_atomically(path, cell.sealed())
+            if not failure:
+                path.with_suffix(FAILURE).unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Hold the folder against other runs, and rid it of what a killed one left half written."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("a")
+        except OSError as error:
+            raise EnvironmentFault(
+                f"Cannot write to {folder}: {error.strerror}.", "Choose another folder with --results, or make room."
+            ) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for stale in folder.glob(f"{TEMPORARY}*"):
+                stale.unlink(missing_ok=True)
+            yield
+
+    def _is_finished(self, path: Path) -> bool:
+        try:
+            return self.read(path).status in FINISHED
+        except DataError:
+            return False
 
     def scores(self, cell: Cell) -> dict[Key, Scores]:
         """Return the cell's scores.
@@ -150,11 +192,13 @@ class Store:
         """Read one cell file.
 
         Raises:
-            DataError: it is not a cell of this schema.
+            DataError: it is not a cell of this schema, or not as it was written.
         """
         try:
-            return Cell.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError) as error:
+            if path.stat().st_size > LARGEST_CELL:
+                raise ValueError(f"it is larger than {LARGEST_CELL} bytes")
+            return parse(path.read_bytes())
+        except (ValueError, OSError, RecursionError) as error:
             raise DataError(f"{path} is not a readable cell file.", "Delete it to recompute the cell.") from error
 
     def cells(self, cohort: str = "*", machine: str = "*") -> Iterator[Cell]:
@@ -165,11 +209,17 @@ class Store:
     def finished(self, cohort: str, machine: str) -> dict[str, Cell]:
         """Return the ok and skipped cells of one cohort and machine by id; an unreadable file counts as absent."""
         found = {}
-        for path in sorted(self.root.glob(f"{cohort}/{machine}/*/*.json")):
+        for path in sorted(self.folder(cohort, machine).glob("*/*.json")):
             try:
                 cell = self.read(path)
             except DataError:
                 continue
-            if cell.status in ("ok", "skipped") and cell.id == cell.identity.cell_id():
+            if cell.status in FINISHED:
                 found[cell.id] = cell
         return found
+
+
+def folder_name(name: str) -> str:
+    """Return ``name`` as the name of one folder: whatever else it holds cannot lead out of the results."""
+    safe = re.sub(r"[^A-Za-z0-9._@~=-]", "_", name.replace("+", "__"))
+    return f"_{safe}" if safe.startswith(".") or not safe else safe

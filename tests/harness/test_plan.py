@@ -151,7 +151,7 @@ def test_the_command_line_selects(arguments: list[str], expected: Selection, mon
         asked.append(selection)
         raise ForesightError("enough")
 
-    monkeypatch.setattr("foresight_bench.cli._session", session)
+    monkeypatch.setattr("foresight_bench.commands.running._session", session)
     CliRunner().invoke(main, ["run", "-e", "dinov2", *arguments])
     assert asked == [expected]
 

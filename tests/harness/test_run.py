@@ -109,7 +109,7 @@ def test_what_an_encoder_lacks_ends_its_own_cells_and_says_what_to_do(controlled
     done = run(controlled, "-e", "refuses", "-e", "sound:shift=0.5@late", "-x", "Q2")
     assert done.exit_code == 4, done.output
     assert "error: Frames of 112 x 112 cannot be taken by refuses.\nChoose another suite." in done.stderr
-    assert cells(controlled)["refuses", "Q2"].status == "error"
+    assert cells(controlled)["refuses", "Q2"].status == "data_missing"
     sound = cells(controlled)["sound:shift=0.5@late", "Q2"]
     assert sound.status == "ok"
     assert "sound:shift=0.5@late" in done.stdout
@@ -157,10 +157,10 @@ def test_calibration_tells_a_suite_that_separates_from_one_that_does_not(
 
 
 FAULTS = {
-    "nan": ("invalid", "Tap 'early' holds NaN"),
+    "nan": ("nonfinite", "Tap 'early' holds NaN"),
     "raises": ("error", "out of luck"),
-    "short": ("error", "clips for a batch"),
-    "forgets": ("error", "no grid for tap 'late'"),
+    "short": ("contract", "clips for a batch"),
+    "forgets": ("contract", "no grid for tap 'late'"),
 }
 
 

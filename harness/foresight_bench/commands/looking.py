@@ -1,0 +1,90 @@
+"""Commands that say what there is: list, show, plugins."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from foresight_bench.commands.options import guarded, json_option
+
+
+@click.command("list")
+@click.argument("kind", required=False, type=click.Choice(["encoders", "adapters", "decoders", "metrics", "suites"]))
+@json_option
+@guarded
+def list_command(kind: str | None, as_json: bool) -> None:
+    """List what the installed plugins provide."""
+    from foresight_bench.registry import Registry
+
+    registry = Registry.installed()
+    shelves = {
+        "encoders": registry.encoders,
+        "adapters": registry.adapters,
+        "decoders": registry.decoders,
+        "metrics": registry.metrics,
+        "suites": registry.suites,
+    }
+    chosen: dict[str, Any] = {name: shelf for name, shelf in shelves.items() if kind in (None, name)}
+    if as_json:
+        records = {
+            name: [{"name": e.spec.name, "plugin": e.plugin.name, "description": e.spec.description} for e in shelf]
+            for name, shelf in chosen.items()
+        }
+        click.echo(json.dumps(records, indent=1))
+        return
+    for name, shelf in chosen.items():
+        click.echo(f"{name}:")
+        for entry in shelf:
+            variants = [v.name for v in getattr(entry.spec, "variants", ())]
+            suffix = f" [{', '.join(variants)}]" if len(variants) > 1 else ""
+            click.echo(f"  {entry.spec.name}{suffix}: {entry.spec.description}")
+
+
+@click.command()
+@click.argument("encoder")
+@json_option
+@guarded
+def show(encoder: str, as_json: bool) -> None:
+    """Show an encoder's variants, taps, options and weights, or one variant's (dinov2:large)."""
+    from foresight_bench import names, showing
+    from foresight_bench.registry import Registry
+
+    registry = Registry.installed()
+    stream = names.parse(encoder)[0]
+    spec = registry.encoders[stream.name].spec
+    variants = [registry.variant(stream)] if stream.variant else spec.variants
+    if as_json:
+        click.echo(json.dumps(showing.encoder_record(spec, variants), indent=1))
+    else:
+        click.echo(showing.encoder_text(spec, variants))
+
+
+@click.command()
+@json_option
+@guarded
+def plugins(as_json: bool) -> None:
+    """List the plugins, the quarantined ones with their reason."""
+    from foresight_bench.registry import Registry
+
+    found = Registry.installed().plugins
+    if as_json:
+        records = [
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "version": p.version,
+                "hooks": list(p.hooks),
+                "status": "quarantined" if p.quarantine else "ok",
+                "reason": p.quarantine,
+                "traceback": p.traceback if p.quarantine else "",
+            }
+            for p in found
+        ]
+        click.echo(json.dumps(records, indent=1))
+        return
+    for p in found:
+        click.echo(f"{p.name} ({p.distribution} {p.version}): {p.quarantine or ', '.join(p.hooks)}")
+        if p.quarantine:
+            click.echo(p.traceback.rstrip())
