@@ -1,21 +1,51 @@
-"""A third-party plugin: a suite of tiny scenes, an encoder that works, and encoders that break in known ways."""
+"""A third-party plugin: a suite of tiny scenes, an encoder that works, and parts that break in known ways.
+
+``TOY_STRIKES`` names phases of a run in which the worker or its parent is killed, each once: ``training:worker`` or
+``replace:parent``, joined by commas. ``TOY_MARKS`` is a folder in which a phase that struck, and an encoder that has
+something to tell, leaves a file.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from foresight_bench import hookimpl
 from foresight_bench.errors import DataError, Unsupported
-from foresight_bench.specs import Criterion, DecoderSpec, EncoderSpec, ExperimentSpec, GateSpec, SuiteSpec, Variant
+from foresight_bench.specs import (
+    AdapterSpec,
+    Criterion,
+    DecoderSpec,
+    EncoderSpec,
+    ExperimentSpec,
+    GateSpec,
+    MetricSpec,
+    Recipe,
+    SuiteSpec,
+    Variant,
+)
 
 FAULTS = ("sound", "nan", "crash", "short", "forgets", "raises", "slow", "refuses")
+MISCHIEF = ("chatty", "meddles", "segfault", "spawns", "waits")
+"""What these encoders return is right."""
 FLOORS = ("blank", "mean-rgb", "shuffled")
 
 
-def _experiment(name: str, target: str, axes: tuple[str, ...], gated: dict[str, tuple[float, str]]) -> ExperimentSpec:
+def _experiment(
+    name: str,
+    target: str,
+    axes: tuple[str, ...],
+    gated: dict[str, tuple[float, str]],
+    reported: tuple[str, ...] = (),
+) -> ExperimentSpec:
     criteria = tuple(Criterion(metric, limit, ceiling, FLOORS) for metric, (limit, ceiling) in gated.items())
+    criteria += tuple(map(Criterion, reported))
     return ExperimentSpec(name, target, f"{name}?", axes, criteria)  # type: ignore[arg-type]
 
 
@@ -27,8 +57,44 @@ EXPERIMENTS = (
         "foresight_gates.q2:InformationPreservation",
         (),
         {"box_iou": (0.7, "oracle"), "map50": (0.4, "oracle"), "psnr": (20.0, "pixels")},
+        ("toy-error",),
     ),
 )
+
+
+def _mark(name: str, text: object) -> bool:
+    """Leave a file, whole, in the folder of marks; return False if it is there already."""
+    path = Path(os.environ["TOY_MARKS"], name)
+    if path.exists():
+        return False
+    whole = path.with_suffix(".part")
+    whole.write_text(str(text))
+    whole.rename(path)
+    return True
+
+
+def _strike(phase: str) -> None:
+    """Kill whom ``TOY_STRIKES`` names for ``phase``, the first time."""
+    victims = dict(item.split(":") for item in filter(None, os.environ.get("TOY_STRIKES", "").split(",")))
+    if phase in victims and _mark(phase, os.getpid()):
+        os.kill(os.getpid() if victims[phase] == "worker" else os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+
+def _guard_replace() -> None:
+    """Let the phase ``replace`` be the one between a cell's temporary file and its name, in a worker."""
+    real = os.replace
+
+    def guarded(source: str, path: Path) -> None:
+        if str(path).endswith(".json"):
+            _strike("replace")
+        real(source, path)
+
+    os.replace = guarded  # type: ignore[assignment]
+
+
+if "replace:" in os.environ.get("TOY_STRIKES", "") and "foresight_bench.worker" in sys.orig_argv:
+    _guard_replace()
 
 
 @hookimpl
@@ -94,12 +160,51 @@ def _spec(name: str) -> EncoderSpec:
 
 @hookimpl
 def foresight_encoders() -> list[EncoderSpec]:
-    return [_spec(name) for name in FAULTS]
+    return [_spec(name) for name in (*FAULTS, *MISCHIEF)]
+
+
+@hookimpl
+def foresight_adapters() -> list[AdapterSpec]:
+    return [AdapterSpec("tiny", "toy_plugin:Tiny", "trained by the harness in a second", {}, Recipe(epochs=2))]
+
+
+@hookimpl
+def foresight_metrics() -> list[MetricSpec]:
+    return [MetricSpec("toy-error", "toy_plugin:ToyError", "mean absolute error", "frames", "lower", "1")]
 
 
 @hookimpl
 def foresight_decoders() -> list[DecoderSpec]:
     return [DecoderSpec("picky", "toy_plugin:Picky", "takes no clip")]
+
+
+def Tiny(pairing: object, generator: object) -> object:
+    """A perceptron during whose training the phase ``training`` strikes, in the third step of the deeper tap."""
+    from foresight_plugins.adapters.mlp import MLPAdapter
+
+    class Struck(MLPAdapter):
+        steps = 0
+
+        def forward(self, *inputs):  # type: ignore[no-untyped-def]
+            Struck.steps += 1
+            if Struck.steps == 3:
+                _strike("training")
+            return super().forward(*inputs)
+
+    return Struck(pairing, generator, hidden=8)  # type: ignore[arg-type]
+
+
+class ToyError:
+    """A metric in which the phase ``metric`` strikes."""
+
+    def __init__(self, *, weights: object, device: object) -> None: ...
+
+    def prepare(self, truth):  # type: ignore[no-untyped-def]
+        return truth.frames
+
+    def score(self, reconstruction, frames):  # type: ignore[no-untyped-def]
+        _strike("metric")
+        return (reconstruction - frames).abs().mean((1, 2, 3)).double()
 
 
 class Picky:
@@ -126,6 +231,10 @@ class Faulty:
         from foresight_bench.grids import Grid
 
         self.calls += 1
+        if self.fault == "sound" and self.calls == 2:
+            _strike("features")
+        if self.fault in MISCHIEF and self.calls == 2:
+            getattr(self, f"_{self.fault}")()
         n, t, h, w = clips.shape
         frames = torch.from_numpy(clips.frames).float() / 255
         cells = frames.reshape(n, t, h // 14, 14, w // 14, 14, 3)
@@ -147,3 +256,36 @@ class Faulty:
         if self.fault == "forgets":
             del grids["late"]
         return grids
+
+    def _chatty(self) -> None:
+        """Print 50 MB to each of standard output and standard error."""
+        for _ in range(50):
+            os.write(1, b"x" * 1_000_000)
+            os.write(2, b"y" * 1_000_000)
+
+    def _meddles(self) -> None:
+        """Change settings that are not an encoder's to change."""
+        import numpy as np
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+        torch.manual_seed(99)
+        np.random.seed(99)  # noqa: NPY002
+        random.seed(99)
+        os.environ["TOY_MEDDLED"] = "1"
+        os.chdir("/")
+
+    def _segfault(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def _spawns(self) -> None:
+        """Start a process that would outlive the worker, and holds its pipes."""
+        _mark("spawned", subprocess.Popen(["sleep", "300"]).pid)
+
+    def _waits(self) -> None:
+        """Say where this is, and wait for the file ``go``."""
+        _mark(f"waits-{os.getpid()}", os.getpid())
+        deadline = time.monotonic() + 120
+        while not Path(os.environ["TOY_MARKS"], "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)

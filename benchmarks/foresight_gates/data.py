@@ -70,6 +70,18 @@ class SceneData:
             )
         return self._splits[name]
 
+    def blocks(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Return (clips, frames) of each block of a split, without rendering any."""
+        return self.recipe.splits[name]
+
+    def limited(self, clips: int) -> SceneData:
+        """Return the same data with at most ``clips`` clips in each block."""
+        splits = {
+            name: tuple((min(count, clips), frames) for count, frames in blocks)
+            for name, blocks in self.recipe.splits.items()
+        }
+        return SceneData(replace(self.recipe, splits=splits))
+
     def digest(self, name: str) -> str:
         """Return the SHA-256 of a split's bytes as rendered here."""
         return digest(self._clips(name))

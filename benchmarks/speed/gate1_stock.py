@@ -20,14 +20,14 @@ from transformers.vision_utils import get_vision_window_index
 
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import Encoder
-from foresight_plugins.encoders.qwen2_5_vision import MERGE, PAIR, PATCH
-from foresight_plugins.encoders.qwen2_5_vl import GEOMETRY, PREFIX, preprocess
+from foresight_plugins.encoders.qwen2_5_vision import MERGE, PAIR, PATCH, WINDOW
+from foresight_plugins.encoders.qwen2_5_vl import GEOMETRY, PREFIX, UNIT, preprocess
 from foresight_plugins.encoders.seeding import seeded
 
 Inputs = Mapping[str, Tensor]
 """The arguments of transformers' model."""
 
-TINY: dict[str, Any] = {
+NARROW: dict[str, Any] = {
     "model_type": "qwen2_5_vl",
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -55,8 +55,8 @@ TINY: dict[str, Any] = {
 class Stock:
     """transformers' ``Qwen2_5_VLModel``, with the attention that it chooses by itself (``sdpa``).
 
-    It reads the prompt that our encoder reads, and has no head: a little less than the study ran, whose prompt ended
-    in a question and whose model went on to the logits.
+    It reads the prompt that our encoder reads and has no head, which is less than the study ran: its prompt ended in
+    a question.
     """
 
     def __init__(self, config: Any, device: str, precision: torch.dtype) -> None:
@@ -113,7 +113,7 @@ class Stock:
         grid = inputs["image_grid_thw"]
         images, (_, h, w) = len(grid), grid[0].tolist()
         merged = (images, 1, h // MERGE, w // MERGE)
-        back = get_vision_window_index(grid, MERGE, GEOMETRY["window_size"], PATCH)[0].argsort()
+        back = get_vision_window_index(grid, MERGE, WINDOW * UNIT, PATCH)[0].argsort()
         found = {}
         for tap, values in self.states(inputs, taps).items():
             if tap == "pre_merge":
@@ -124,19 +124,19 @@ class Stock:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write the weights under the names of the hub's files, and ``TINY`` as their config.json."""
+        """Write the weights under the names of the hub's files, and ``NARROW`` as their config.json."""
         names = {"visual.": "visual.", "language_model.": "model."}
         state = {}
         for name, value in self.model.state_dict().items():
             ((old, new),) = ((old, new) for old, new in names.items() if name.startswith(old))
             state[new + name.removeprefix(old)] = value.cpu()
         save_file(state, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(TINY), "utf-8")
+        (folder / "config.json").write_text(json.dumps(NARROW), "utf-8")
 
 
-def tiny() -> Any:
+def narrow() -> Any:
     """Return the configuration of the narrow model."""
-    return Qwen2_5_VLConfig.from_dict(copy.deepcopy(TINY))
+    return Qwen2_5_VLConfig.from_dict(copy.deepcopy(NARROW))
 
 
 def _randomise(name: str, parameter: Tensor) -> None:
@@ -158,21 +158,25 @@ def patches(clips: ClipBatch, device: str, precision: torch.dtype) -> Tensor:
     found = []
     for start in range(0, len(clips), 64):
         images = preprocess(torch.tensor(clips.frames[start : start + 64, 0], device=device))
-        rows, columns = (side // (MERGE * PATCH) for side in images.shape[-2:])
-        split = images.reshape(-1, 3, rows, MERGE, PATCH, columns, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        rows, columns = (side // UNIT for side in images.shape[-2:])
+        split = (
+            images.to(precision)
+            .reshape(-1, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
+            .permute(0, 2, 5, 3, 6, 1, 4, 7)
+        )
         doubled = split[..., None, :, :].expand(*[-1] * 6, PAIR, -1, -1)
-        found.append(doubled.flatten(5).flatten(1, 4).to(precision))
+        found.append(doubled.flatten(5).flatten(1, 4))
     return torch.cat(found)
 
 
 @torch.no_grad()
-def agreement(stock: Stock, encoder: Encoder, clips: ClipBatch, taps: Sequence[str], device: str) -> dict[str, float]:
+def agreement(stock: Stock, encoder: Encoder, clips: ClipBatch, taps: Sequence[str]) -> dict[str, float]:
     """Return the least cosine of a token's features by ``stock`` and by ``encoder``, of the same weights, per tap.
 
     Raises:
         RuntimeError: one is below .999, so that times of the two would not be of the same work.
     """
-    theirs = stock.grids(stock.inputs(patches(clips, device, torch.float32)), taps)
+    theirs = stock.grids(stock.inputs(patches(clips, str(stock.model.device), torch.float32)), taps)
     ours = encoder.encode(clips, taps)
     found = {tap: float(F.cosine_similarity(ours[tap].values, theirs[tap], dim=-1).min()) for tap in taps}
     for tap, cosine in found.items():

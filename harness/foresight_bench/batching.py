@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from foresight_bench.clips import ClipBatch
+from foresight_bench.devices import Device
+from foresight_bench.memory import free_bytes
 
 CPU_FRAMES = 16
 """Frames at once on a CPU, where larger batches gain nothing (DINOv2: 92 ms an image at 8, 95 at 32)."""
@@ -19,8 +21,8 @@ MOST_FRAMES = 64
 """Frames at once on a GPU at most, a power of two. On an H200, from 8 to 32 images an image gets up to
 15 % faster (SAM not at all), from 32 to 64 at most 1.3 % (benchmarks/speed/results/h200.json)."""
 MEMORY_SHARE = 0.5
-"""Part of the free memory that a batch may take. The rest is for the features that pile up, and for what one small
-batch cannot show: workspaces, fragmentation, clips whose frames cost more."""
+"""Part of the memory that a batch may take of what is free beside the features that are kept. The rest is for what one
+small batch cannot show: workspaces, fragmentation, clips whose frames cost more."""
 
 _SYMPTOMS = (
     "DefaultCPUAllocator",  # torch has no type for the host's memory
@@ -85,6 +87,11 @@ def device_memory(device: torch.device | str) -> Memory | None:
     return CudaMemory(device) if device.type == "cuda" else None
 
 
+def free_memory(memory: Memory | None) -> int | None:
+    """Return the bytes that can be had: of ``memory``, or of the host's where it is None; None if unknown."""
+    return memory.free() if memory else free_bytes(Device("cpu", ""))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` says that memory ran out, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -95,10 +102,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Batching:
     """Cuts blocks of clips into batches; clips are never split.
 
-    With ``memory``, the first batch of each frame size is small and watched, and the following ones take the largest
-    power of two of frames that should leave half of the free memory alone. A short last batch is filled up with
-    copies of its last clip: for another size torch.compile may compile anew, which costs far more than a few wasted
-    clips, and kernels are chosen that round differently. Without ``memory`` a short batch is just short.
+    With ``memory``, :meth:`settle` finds the size. A short last batch is filled up with copies of its last clip: for
+    another size torch.compile may compile anew, which costs far more than a few wasted clips, and kernels are chosen
+    that round differently. Without ``memory`` a short batch is just short.
 
     Args:
         memory: of the device; None for ``CPU_FRAMES`` a batch.
@@ -107,10 +113,39 @@ class Batching:
 
     def __init__(self, memory: Memory | None, frames: int | None = None) -> None:
         self.frames = 0
-        """Frames of the largest batch that went through."""
+        """Frames of the largest batch of a block that went through."""
         self._memory = memory
-        self._given = CPU_FRAMES if frames is None and memory is None else frames
-        self._limits: dict[tuple[int, int], int] = {}
+        self._settled = memory is None or frames is not None
+        self._limit = frames or (CPU_FRAMES if memory is None else FIRST_FRAMES)
+
+    def settle(self, block: ClipBatch, encode: Callable[[ClipBatch], Result], kept: Callable[[Result], int]) -> bool:
+        """Find the size of all further batches, with two batches whose results are thrown away.
+
+        The first is small and watched. The size is the largest power of two of frames that should leave half of the
+        memory alone that is free beside what is kept. The second batch has that size, and shows that it fits.
+        Does nothing without memory to watch, or with a size given; returns whether it did something.
+
+        Args:
+            block: of the largest frames.
+            encode: as of :meth:`run`.
+            kept: called with the first result; returns the bytes that will be kept of all of them.
+
+        Raises:
+            Exception: as :meth:`run`, and whatever ``kept`` raises.
+        """
+        if self._memory is None or self._settled:
+            return False
+        first = self._limit
+        self._memory.watch()
+        _, result = self._through(block, 0, encode)
+        peak, reserved = self._memory.peak(), kept(result)
+        del result
+        if self._limit == first:  # otherwise memory ran out, and the size is what was left of the first
+            frames = self._size(block) * block.shape[1]
+            self._limit = _largest(peak / frames, self._memory.free() - reserved)
+            self._through(block, 0, encode)
+        self._settled = True
+        return True
 
     def run(self, block: ClipBatch, encode: Callable[[ClipBatch], Result]) -> Iterator[tuple[slice, Result]]:
         """Yield consecutive parts of ``block`` with what ``encode`` returned for them (and for copies behind them).
@@ -120,32 +155,35 @@ class Batching:
         Raises:
             Exception: whatever ``encode`` raises; that memory ran out only if one clip alone is too much.
         """
-        n, t, height, width = block.shape
-        place, start = (height, width), 0
-        while start < n:
-            limit = self._limits.get(place, self._given)
-            size = max(1, (limit or FIRST_FRAMES) // t)
+        start = 0
+        while start < len(block):
+            part, result = self._through(block, start, encode)
+            clips = self._size(block) if self._memory else part.stop - part.start
+            self.frames = max(self.frames, clips * block.shape[1])
+            yield part, result
+            del result  # before the next batch runs
+            start = part.stop
+
+    def _size(self, block: ClipBatch) -> int:
+        """Return the clips of a batch of ``block``."""
+        return max(1, self._limit // block.shape[1])
+
+    def _through(self, block: ClipBatch, start: int, encode: Callable[[ClipBatch], Result]) -> tuple[slice, Result]:
+        """Return the part of ``block`` from ``start`` on that went through, and its result."""
+        n, t, _, _ = block.shape
+        while True:
+            size = self._size(block)
             part = slice(start, min(start + size, n))
             batch = block[part]
             if self._memory and len(batch) < size:
                 batch = block[np.minimum(np.arange(start, start + size), n - 1)]
-            watched = self._memory if limit is None else None
-            if watched:
-                watched.watch()
             result = _unless_out_of_memory(encode, batch)
-            if result is None:
-                self._limits[place] = len(batch) // 2 * t
-                gc.collect()
-                if self._memory:
-                    self._memory.release()
-                continue
-            self.frames = max(self.frames, len(batch) * t)
-            peak = watched.peak() if watched else 0
-            yield part, result
-            del result  # before the next batch runs
-            start = part.stop
-            if watched:  # now that the caller has put away what it keeps
-                self._limits[place] = _largest(peak / (len(batch) * t), watched.free())
+            if result is not None:
+                return part, result
+            self._limit = len(batch) // 2 * t
+            gc.collect()
+            if self._memory:
+                self._memory.release()
 
 
 def _unless_out_of_memory(encode: Callable[[ClipBatch], Result], batch: ClipBatch) -> Result | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
@@ -215,10 +216,35 @@ class Cell(Record):
         return f"{text}\n".encode()
 
 
+def outcome_line(cell: Cell) -> str:
+    """Return a line on what became of a cell: ``dinov2 C1 linear ltx-tiny: PROCEED``."""
+    identity = cell.identity
+    seed = f"seed {identity.seed}" if identity.seed else ""
+    parts = (identity.encoder, identity.experiment, identity.adapter, identity.decoder, seed)
+    became = (cell.decision or "control") if cell.status == "ok" else f"{cell.status}, {cell.reason}"
+    return f"{' '.join(filter(None, parts))}: {became}"
+
+
 def seal(record: Mapping[str, object]) -> str:
     """Return the SHA-256 of the canonical JSON of a cell's file without its ``seal``."""
     rest = {key: value for key, value in record.items() if key != "seal"}
     return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a cell's file, the docstring of every field as its description."""
+    found = Cell.model_json_schema()
+    digest = {
+        "type": "string",
+        "pattern": "^[0-9a-f]{64}$",
+        "description": "SHA-256 of the canonical JSON (sorted keys, no spaces, ASCII) of everything else in the file.",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **found,
+        "properties": {**found["properties"], "seal": digest},
+        "required": [*found["required"], "seal"],
+    }
 
 
 def parse(data: bytes) -> Cell:
@@ -227,16 +253,40 @@ def parse(data: bytes) -> Cell:
     Raises:
         ValueError: it is no cell of this schema, or its seal is broken: some byte is not what was written.
     """
-    record = json.loads(data, parse_constant=_refuse)
+    record = load_json(data)
     if not isinstance(record, dict):
         raise ValueError("not an object")
     if record.pop("seal", None) != seal(record):
         raise ValueError("its seal is broken")
-    cell = Cell.model_validate_json(json.dumps(record))
+    cell = Cell.model_validate_json(json.dumps(record), strict=True)
     if cell.id != cell.identity.cell_id():
         raise ValueError("its id is not the digest of its identity")
     return cell
 
 
+def load_json(data: bytes) -> object:
+    """Return what ``data`` says, if it says one thing to every reader.
+
+    Raises:
+        ValueError: not JSON in UTF-8, a key stands twice in an object, a number is not finite or nesting is too deep.
+    """
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found

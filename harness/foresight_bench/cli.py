@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from foresight_bench.commands.caching import cache_group
 from foresight_bench.commands.looking import list_command, plugins, show
-from foresight_bench.commands.results import leaderboard
-from foresight_bench.commands.running import calibrate, run
+from foresight_bench.commands.results import compare, leaderboard, merge, rescore, validate
+from foresight_bench.commands.running import calibrate, plan, run
 from foresight_bench.commands.scenes import scenes
 
 
@@ -17,5 +18,10 @@ def main() -> None:
     information gets lost."""
 
 
-for command in (run, calibrate, list_command, show, plugins, leaderboard, scenes):
+COMMANDS = (
+    *(run, plan, calibrate),
+    *(compare, leaderboard, merge, rescore, validate),
+    *(list_command, plugins, show, scenes, cache_group),
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -241,6 +241,14 @@ class Data(Protocol):
         """Return one split; the same object each time."""
         ...
 
+    def blocks(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Return (clips, frames) of each block of a split, without rendering any."""
+        ...
+
+    def limited(self, clips: int) -> Data:
+        """Return the same data with at most ``clips`` clips in each block, for a first try of a long run."""
+        ...
+
     def digest(self, name: str) -> str:
         """Return the SHA-256 of the split's bytes as rendered here."""
         ...

@@ -8,14 +8,13 @@ from __future__ import annotations
 import gc
 import re
 import resource
-import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Protocol
+from pathlib import Path
 
 import torch
 
@@ -23,30 +22,33 @@ from foresight_bench import features as feature_pass
 from foresight_bench.adapting import Adapting, Wanted
 from foresight_bench.batching import is_out_of_memory
 from foresight_bench.bench import Bench, Workbench
-from foresight_bench.cells import Cell, CellIdentity, Cost, Provenance, Status
-from foresight_bench.contracts import Data, Encoder, EncoderSetup, Outcome
+from foresight_bench.caching import FeatureCache
+from foresight_bench.cells import FINISHED, Cell, Cost, Provenance, Status, outcome_line
+from foresight_bench.contracts import Data, Encoder, EncoderSetup, Outcome, ResolvedWeights
 from foresight_bench.errors import (
     ContractError,
     DataError,
     EnvironmentFault,
     ForesightError,
     NonFinite,
+    OutOfMemory,
     PluginError,
     Unsupported,
     WeightsError,
 )
+from foresight_bench.extraction import extract
 from foresight_bench.features import FeatureSet
+from foresight_bench.isolation import restored
+from foresight_bench.jobs import CELL_UNITS, Event, Job, frame_count
 from foresight_bench.judging import metric_results
+from foresight_bench.keys import feature_identities
 from foresight_bench.names import Stream
-from foresight_bench.plan import Plan, PlannedCell, Row
+from foresight_bench.packing import keyed, pack
+from foresight_bench.plan import PlannedCell, Row, library_versions
 from foresight_bench.registry import Registry, target
 from foresight_bench.scores import Scores
-from foresight_bench.store import Store, keyed, pack
+from foresight_bench.store import Store
 from foresight_bench.verdicts import Verdict, decide
-
-CELL_UNITS = 150
-"""Progress units of one cell, in frames through an encoder: on a CPU an experiment takes 5 to 30 s, a frame .1 s."""
-
 
 COMPILED_FRAMES = 4000
 """Frames of a suite from which compiling an encoder pays on a GPU. On an H200 that takes 2 to 10 s, and saves 2.6 ms
@@ -54,13 +56,8 @@ an image in Qwen2.5-VL's tower, .9 in its language model, .1 to .8 in DINOv2, In
 kernel does it all (benchmarks/speed/results, h200.json and h200-eager.json). It pays off by then for the first two."""
 
 
-class Emit(Protocol):
-    """Receives what is going on."""
-
-    def __call__(self, text: str, units: int = 0, total: int | None = None) -> None:
-        """Say ``text``, that ``units`` of work just ended, and how many there are in all once that is known."""
-        ...
-
+Emit = Callable[[Event], None]
+"""Receives what is going on."""
 
 STATUSES: tuple[tuple[type[ForesightError], Status], ...] = (
     (Unsupported, "skipped"),
@@ -68,6 +65,7 @@ STATUSES: tuple[tuple[type[ForesightError], Status], ...] = (
     (ContractError, "contract"),
     (WeightsError, "weights_missing"),
     (DataError, "data_missing"),
+    (OutOfMemory, "oom"),
     (ForesightError, "error"),
 )
 """What becomes of a cell by the error that ended it; the first that fits."""
@@ -79,12 +77,14 @@ class Failure:
 
     status: Status
     reason: str
+    traceback: str = ""
 
 
 def classify(error: BaseException) -> Failure:
     """Return the typed status and the one sentence for an exception; a cell holds no folder of this machine."""
     failure = _typed(error)
-    return Failure(failure.status, re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "", failure.reason))
+    reason = re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "", failure.reason)
+    return Failure(failure.status, reason, "".join(traceback.format_exception(error)))
 
 
 def _typed(error: BaseException) -> Failure:
@@ -97,28 +97,23 @@ def _typed(error: BaseException) -> Failure:
 
 
 class Engine:
-    """Runs the missing cells of a plan in this process."""
+    """Computes the cells of a job in this process."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        plan: Plan,
-        store: Store,
-        provenance: Provenance,
-        emit: Emit,
-        compiled: bool | None = None,
-    ) -> None:
-        self.registry, self.plan, self.store, self.emit = registry, plan, store, emit
-        self.provenance, self.compiled = provenance, compiled
+    def __init__(self, registry: Registry, job: Job, weights: Mapping[str, ResolvedWeights], emit: Emit) -> None:
+        self.registry, self.job, self.weights, self.emit = registry, job, weights, emit
+        self.store = Store(Path(job.results))
+        self.rows = [row.planned(registry) for row in job.rows]
         self._faults: list[ForesightError] = []
-        self.suite = registry.suites[plan.suite].spec
+        self._warnings: list[str] = []
+        self.suite = registry.suites[job.suite].spec
         self.experiments = {spec.name: spec for spec in self.suite.experiments}
         data: Data = target(self.suite.target)(**self.suite.params)
-        self.shared = Workbench(registry, data, plan.device, plan.weights)
-        self._backbones: dict[tuple[Stream, tuple[str, ...], int], FeatureSet] = {}
+        self.shared = Workbench(registry, data.limited(job.limit) if job.limit else data, job.device, weights)
+        self._backbones: dict[object, FeatureSet] = {}
+        self._cache: FeatureCache | None = None
 
-    def run(self, missing: frozenset[str]) -> Sequence[ForesightError]:
-        """Run every cell whose id is in ``missing``; one file each, written the moment the cell ends.
+    def run(self) -> Sequence[ForesightError]:
+        """Compute every cell; one file each, written the moment the cell ends.
 
         Returns:
             What a user must mend before some encoder can run at all: its weights, its plugin, the size of the
@@ -127,45 +122,37 @@ class Engine:
         Raises:
             DataError: the data is not the suite's, or a split shares a frame with another.
         """
+        torch.set_num_threads(self.job.threads)
         self._check_data()
-        self.emit("starting", total=self._units(missing))
-        for row in self.plan.rows:
-            cells = [cell for cell in row.cells if cell.id in missing]
-            if cells:
-                self._run_row(row, cells)
+        try:
+            for row in self.rows:
+                self._run_row(row)
                 gc.collect()
+        finally:
+            self._close_cache()
         return self._faults
 
     def _check_data(self) -> None:
         for name in self.shared.data.names:
-            self.emit(f"rendering {name}")
+            self.emit(Event(f"rendering {name}"))
             self.shared.split(name)  # into memory, where the digest then finds it
-            found = self.shared.data.digest(name)
-            if found != self.suite.digests.get(name):
+            found = "" if self.job.limit else self.shared.data.digest(name)
+            if found and found != self.suite.digests.get(name):
                 raise DataError(
                     f"Split '{name}' of suite {self.suite.name} is not the one its digest names ({found[:12]}).",
                     "Run `foresight-bench scenes verify`; a changed generator needs a new suite version.",
                 )
         self.shared.data.check_disjoint()
 
-    def _units(self, missing: frozenset[str]) -> int:
-        passes: set[object] = set()
-        cells = 0
-        for row in self.plan.rows:
-            wanted = sum(cell.id in missing for cell in row.cells)
-            cells += wanted
-            if wanted:
-                seed = row.cells[0].identity.seed
-                passes.update((stream.backbone, seed if stream.random else 0) for stream in row.streams)
-        return CELL_UNITS * cells + self._frames() * len(passes)
-
-    def _run_row(self, row: Row, cells: Sequence[PlannedCell]) -> None:
+    def _run_row(self, row: Row) -> None:
+        self.emit(Event(began=row.label))
+        self._warnings = []
         try:
-            features = self._features(row, cells[0].identity)
+            with restored(self._warnings.append):
+                features = self._features(row)
         except Exception as error:
-            traceback.print_exc(file=sys.stderr)
             failure = classify(error)
-            for cell in cells:
+            for cell in row.cells:
                 self._write_failed(cell, failure)
             if isinstance(error, EnvironmentFault | PluginError):
                 self._faults.append(error)
@@ -175,84 +162,119 @@ class Engine:
             features,
             [
                 Wanted(identity.adapter, identity.decoder, identity.seed)
-                for identity in (cell.identity for cell in cells)
+                for identity in (cell.identity for cell in row.cells)
                 if identity.adapter is not None and identity.decoder is not None
             ],
         )
-        for cell in cells:
+        for cell in row.cells:
+            self.emit(Event(began=cell.id))
             started = time.monotonic()
             try:
-                self._run_cell(cell, features, adapting, started)
+                with restored(self._warnings.append):
+                    self._run_cell(cell, features, adapting, started)
             except Exception as error:
-                if isinstance(error, ForesightError) and not isinstance(error, ContractError | Unsupported):
-                    raise  # the disk is full, the data is gone: every further cell would fail alike
-                traceback.print_exc(file=sys.stderr)
+                if isinstance(error, EnvironmentFault) and not isinstance(error, WeightsError | DataError):
+                    raise  # the disk is full: every further cell would fail alike
                 self._write_failed(cell, classify(error))
 
-    def _features(self, row: Row, identity: CellIdentity) -> FeatureSet:
-        parts = [self._stream_features(stream, identity.seed) for stream in row.streams]
+    def _features(self, row: Row) -> FeatureSet:
+        seed = row.cells[0].identity.seed
+        parts = [self._stream_features(stream, seed) for stream in row.streams]
         if len(parts) == 1:
             return parts[0]
         return feature_pass.hybrid(parts, [stream.name for stream in row.streams])
 
     def _stream_features(self, stream: Stream, seed: int) -> FeatureSet:
-        taps = self.registry.taps(stream)
+        # Random weights are drawn for the deepest tap asked for: what else is selected must not change them.
+        taps = self.registry.taps(stream) if stream.random else self._all_taps(stream)
         key = stream.backbone, taps, seed if stream.random else 0
         if key not in self._backbones:
             self._backbones.clear()  # one encoder's features at a time: they are the largest thing in memory
-            spec = self.registry.encoders[stream.name].spec
-            variant = self.registry.variant(stream)
-            weights = None
-            if variant.weights is not None and not stream.random:
-                weights = self.plan.weights[variant.weights.name]
-            name = self.registry.label((stream,))
-            self.emit(f"{name}: loading")
-            setup = EncoderSetup(
-                weights=weights,
-                taps=taps,
-                device=str(self.shared.device),
-                precision=self.plan.precision,
-                compiled=self._compiles(),
-                seed=seed,
-            )
-            encoder: Encoder = target(spec.target)(setup, **self.registry.params(stream))
-            self._backbones[key] = feature_pass.extract(
-                encoder,
-                taps,
-                self.shared.data,
-                control=spec.control,
-                stem=variant.stem,
-                device=self.shared.device,
-                progress=lambda frames: self.emit(f"{name}: features", frames),
-            )
-        features = self._backbones[key]
+            self._close_cache()
+            self._backbones[key] = self._extract(stream, taps, seed)
+        features = _at(self._backbones[key], self.registry.taps(stream))
         if "pooled" in stream.transforms:
             features = feature_pass.pooled(features)
         if "shuffled" in stream.transforms:
             features = feature_pass.shuffled(features, self.shared.data.scored)
         return features
 
-    def _compiles(self) -> bool:
-        if self.compiled is not None:
-            return self.compiled
-        return self.shared.device.type == "cuda" and self._frames() >= COMPILED_FRAMES
+    def _all_taps(self, stream: Stream) -> tuple[str, ...]:
+        """Return, in order of depth, the taps of a stream's model that any row of the job reads."""
+        streams = [other for row in self.rows for other in row.streams if other.backbone == stream.backbone]
+        wanted = {tap for other in streams for tap in self.registry.taps(other)}
+        return tuple(tap for tap in self.registry.variant(stream).taps if tap in wanted)
 
-    def _frames(self) -> int:
-        splits = map(self.shared.split, self.shared.data.names)
-        return sum(n * t for split in splits for n, t, _, _ in (block.shape for block in split.blocks))
+    def _extract(self, stream: Stream, taps: tuple[str, ...], seed: int) -> FeatureSet:
+        spec, variant = self.registry.encoders[stream.name].spec, self.registry.variant(stream)
+        weights = None
+        if variant.weights is not None and not stream.random:
+            weights = self.weights[variant.weights.name]
+        name = self.registry.label((stream.backbone,))
+
+        def load() -> Encoder:
+            self.emit(Event(f"{name}: loading"))
+            setup = EncoderSetup(
+                weights=weights,
+                taps=taps,
+                device=str(self.shared.device),
+                precision=self.job.precision,
+                compiled=self._compiles(),
+                seed=seed,
+            )
+            encoder: Encoder = target(spec.target)(setup, **self.registry.params(stream))
+            return encoder
+
+        identities = feature_identities(
+            self.registry,
+            stream,
+            taps,
+            self.suite,
+            weights=weights,
+            seed=seed,
+            precision=self.job.precision,
+            machine=self.job.provenance.machine,
+            libraries=library_versions(minor=True),
+            limit=self.job.limit or None,
+        )
+        if identities:
+            model = self.job.provenance.device
+            self._cache = FeatureCache(identities, model, self._compiles(), lambda text: self.emit(Event(text)))
+        return extract(
+            load,
+            taps,
+            self.shared.data,
+            control=spec.control,
+            stem=variant.stem,
+            device=self.shared.device,
+            progress=lambda frames: self.emit(Event(f"{name}: features", frames)),
+            cache=self._cache,
+        )
+
+    def _close_cache(self) -> None:
+        """Wait until the features that are kept are written; only then can their memory be had for others."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def _compiles(self) -> bool:
+        if self.job.compiled is not None:
+            return self.job.compiled
+        data = self.shared.data
+        frames = frame_count({name: data.blocks(name) for name in data.names})
+        return self.shared.device.type == "cuda" and frames >= COMPILED_FRAMES
 
     def _run_cell(self, cell: PlannedCell, features: FeatureSet, adapting: Adapting, started: float) -> None:
         identity = cell.identity
         spec = self.experiments[identity.experiment]
+        controls = self._control_scores(cell) if cell.controls else None
         names = identity.adapter or "", identity.decoder or ""
         bench = Bench(self.shared, features, identity.seed, *names, adapting, identity.encoder)
-        self.emit(f"{identity.encoder}: {spec.name}")
+        self.emit(Event(f"{identity.encoder}: {spec.name}"))
         outcome: Outcome = target(spec.target)(spec).run(
-            bench, lambda text: self.emit(f"{identity.encoder}: {spec.name} {text}")
+            bench, lambda text: self.emit(Event(f"{identity.encoder}: {spec.name} {text}"))
         )
-        results = metric_results(
-            spec, outcome, self.registry, None if not cell.controls else self._control_scores(cell)
-        )
+        results = metric_results(spec, outcome, self.registry, controls)
         judged = [Verdict(result.verdict) for result in results if result.verdict is not None]
         scores = pack({**keyed(outcome.measurements, "score"), **keyed(outcome.shuffled, "shuffled")})
         self._write(
@@ -260,6 +282,7 @@ class Engine:
                 id=cell.id,
                 identity=identity,
                 status="ok",
+                warnings=tuple(dict.fromkeys(self._warnings)),
                 decision=decide(judged) if judged else None,
                 tap=outcome.tap,
                 readout=outcome.readout,
@@ -283,12 +306,17 @@ class Engine:
         )
 
     def _control_scores(self, cell: PlannedCell) -> dict[str, dict[str, Scores]]:
-        """Return the gating scores of the control rows that stand beside ``cell``."""
-        found = self.store.finished(cell.identity.cohort, self.provenance.machine)
+        """Return the gating scores of the control rows that stand beside ``cell``.
+
+        Raises:
+            ForesightError: one of them failed. A verdict without it would stand for good.
+        """
         controls = {}
         for name, cell_id in cell.controls.items():
-            control = found.get(cell_id)
-            if control is not None and control.status == "ok":
+            control = self.store.find(cell.identity.cohort, self.job.provenance.machine, name, cell_id)
+            if control is None or control.status not in FINISHED:
+                raise ForesightError(f"The control {name}, which it is judged beside, is not finished.")
+            if control.status == "ok":
                 controls[name] = {
                     key.metric: scores
                     for key, scores in self.store.scores(control).items()
@@ -297,24 +325,31 @@ class Engine:
         return controls
 
     def _write_failed(self, cell: PlannedCell, failure: Failure) -> None:
-        self._write(
-            Cell(
-                id=cell.id,
-                identity=cell.identity,
-                status=failure.status,
-                reason=failure.reason,
-                provenance=self._provenance(),
-            )
+        failed = Cell(
+            id=cell.id,
+            identity=cell.identity,
+            status=failure.status,
+            reason=failure.reason,
+            warnings=tuple(dict.fromkeys(self._warnings)),
+            provenance=self._provenance(),
         )
+        self._write(failed, failure=failure.traceback)
 
-    def _write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"") -> None:
-        self.store.write(cell, scores, picture)
-        self.emit(f"{cell.identity.encoder}: {cell.identity.experiment} {cell.status}", CELL_UNITS)
+    def _write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"", failure: str = "") -> None:
+        self.store.write(cell, scores, picture, failure)
+        self.emit(Event(outcome_line(cell), CELL_UNITS, ended=cell.id))
 
     def _provenance(self) -> Provenance:
-        return self.provenance.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")})
+        return self.job.provenance.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _peak_memory(self) -> int:
         if self.shared.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.shared.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _at(features: FeatureSet, taps: tuple[str, ...]) -> FeatureSet:
+    """Return ``features`` at some of its taps."""
+    tokens = {key: grids for key, grids in features.tokens.items() if key[0] in taps}
+    coarse = {key: vectors for key, vectors in features.coarse.items() if key[0] in taps}
+    return replace(features, taps=taps, tokens=tokens, coarse=coarse)

@@ -71,6 +71,10 @@ class Unsupported(ForesightError):
     """This part cannot serve that input; its cells are skipped, with the reason."""
 
 
+class OutOfMemory(ForesightError):
+    """What must be kept in memory at once does not fit; ends the cells it serves and no others."""
+
+
 class ContractError(ForesightError):
     """A plugin broke its contract; ends the cells it serves and no others."""
 

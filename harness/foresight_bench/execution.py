@@ -1,29 +1,27 @@
-"""The parent's side of a run: which cells are missing, one worker for them, and a progress bar. No torch."""
+"""The parent's side of a run: which cells are missing, workers for them, and what becomes of each. No torch."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import cast
 
-from tqdm import tqdm
-
-from foresight_bench.cells import Cell, Provenance
+from foresight_bench.cells import Cell, Provenance, Status, outcome_line
 from foresight_bench.devices import Device
-from foresight_bench.errors import ForesightError
+from foresight_bench.errors import EnvironmentFault, ForesightError
+from foresight_bench.executors import Executor
+from foresight_bench.jobs import CELL_UNITS, Event, Job, Settings, cut, units
 from foresight_bench.memory import check_room
-from foresight_bench.plan import Plan, PlannedCell, Selection, library_versions
+from foresight_bench.plan import Plan, library_versions
+from foresight_bench.progress import Progress
 from foresight_bench.store import Store
-from foresight_bench.worker import Job
-
-ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=134217728:glibc.malloc.trim_threshold=536870912"
-"""Lets the worker keep and reuse its memory, in huge pages. By default every tensor over 32 MB is mapped and
-unmapped anew: one control row of `quick` took 11.2 s in the kernel and 36.9 s in all, against 5.1 s and 31.0 s."""
 
 
 @dataclass(frozen=True)
@@ -38,116 +36,161 @@ class RunResult:
     """What kept an encoder from running at all; its cells have failed."""
 
 
-def execute(plan: Plan, selection: Selection, device: Device, store: Store) -> RunResult:
+def execute(
+    plan: Plan,
+    settings: Settings,
+    executor: Executor,
+    store: Store,
+    frames: int,
+    refused: Mapping[str, EnvironmentFault] = MappingProxyType({}),
+) -> RunResult:
     """Compute the missing cells of ``plan`` and return all of them.
 
-    Finished cells are reused, failed ones retried. If the worker dies, its unfinished cells get status
-    ``error`` and everything it finished is kept.
+    Finished cells are reused, failed ones retried. If a worker dies, what it was working on ends with a typed status,
+    and another worker takes up the rest.
+
+    Args:
+        frames: in the suite, for the progress bar.
+        refused: why a row is not tried, by its label: see :func:`refusals`.
 
     Raises:
         ForesightError: something that concerns every cell: data, disk, plugins.
-        EnvironmentFault: the device has no room for the weights of an encoder.
-        KeyboardInterrupt: interrupted; the worker is gone, finished cells are on disk.
+        KeyboardInterrupt: interrupted; the workers are gone, finished cells are on disk.
     """
     store.check_writable()
-    finished = store.finished(plan.cohort, device.machine)
-    wanted = plan.cells
-    missing = [cell for cell in wanted if cell.id not in finished]
-    faults: tuple[ForesightError, ...] = ()
+    machine = settings.provenance.machine
+    finished = store.finished(plan.cohort, machine)
+    missing = frozenset(cell.id for cell in plan.cells) - finished.keys()
+    run = _Run(plan, settings, executor, store)
     if missing:
-        ids = {cell.id for cell in missing}
-        for row in plan.rows:
-            if row.weights_bytes and not ids.isdisjoint(cell.id for cell in row.cells):
-                check_room(f"The weights of {row.label}", row.weights_bytes, device)
-        provenance = current_provenance(device, {name: w.source for name, w in plan.weights.items()})
-        job = Job.of(selection, dict(plan.weights), [cell.id for cell in missing], store.root, provenance)
-        log = store.root / plan.cohort / device.machine / "worker.log"
-        faults = _run_worker(job, log)
-        finished = {**store.finished(plan.cohort, device.machine), **_failed(store, plan, device)}
-        for cell in missing:
-            if cell.id not in finished:
-                finished[cell.id] = _died(store, cell, provenance, log)
-    cells = {cell.id: finished[cell.id] for cell in wanted if cell.id in finished}
-    return RunResult(cells, len(wanted) - len(missing), faults)
+        able = missing - run.give_up(missing, refused)
+        with Progress(units(plan.rows, able, frames)) as progress:
+            run.finish(cut(plan, able, settings, spread=executor.slots > 1), progress)
+        finished = store.readable(plan.cohort, machine)
+    cells = {cell.id: finished[cell.id] for cell in plan.cells if cell.id in finished}
+    return RunResult(cells, len({cell.id for cell in plan.cells} - missing), tuple(run.faults))
 
 
-def _run_worker(job: Job, log: Path) -> tuple[ForesightError, ...]:
-    """Run the worker to its end, showing its progress; return what kept single encoders from running.
+def refusals(plan: Plan, device: Device) -> dict[str, EnvironmentFault]:
+    """Return why a row cannot run, by its label: the device has no room for the weights of an encoder.
 
     Raises:
-        ForesightError: the worker reported one.
+        EnvironmentFault: that goes for every encoder that was asked for.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "foresight_bench.worker"]
-    bar = tqdm(
-        total=1,
-        file=sys.stderr,
-        disable=None,  # silent when stderr is not a terminal
-        bar_format="{percentage:3.0f}% {bar:30} {elapsed}<{remaining} {desc}",
-        dynamic_ncols=True,
-        leave=False,
-    )
-    failure: ForesightError | None = None
-    faults = []
-    with (
-        bar,
-        log.open("w") as errors,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={"GLIBC_TUNABLES": ALLOCATOR, **os.environ},
-        ) as worker,
-    ):
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        try:
-            worker.stdin.write(job.model_dump_json())
-            worker.stdin.close()
-            for line in worker.stdout:
-                event = json.loads(line)
-                if "error" in event:
-                    error = ForesightError(event["error"], event["hint"])
-                    error.exit_code = event["exit_code"]
-                    if event["fatal"]:
-                        failure = error
-                    else:
-                        faults.append(error)
-                    continue
-                if event["total"] is not None:
-                    bar.reset(event["total"])
-                bar.set_description_str(event["text"], refresh=False)
-                bar.update(event["units"])
-                bar.refresh()
-            worker.wait()
-        except BaseException:
-            worker.kill()
-            raise
-    if failure is not None:
-        raise failure
-    return tuple(faults)
+    found: dict[str, EnvironmentFault] = {}
+    for row in plan.rows:
+        if row.weights_bytes:
+            try:
+                check_room(f"The weights of {row.label}", row.weights_bytes, device)
+            except EnvironmentFault as error:
+                found[row.label] = error
+    if found and all(row.label in found for row in plan.rows if not row.control):
+        raise next(iter(found.values()))
+    return found
 
 
-def _failed(store: Store, plan: Plan, device: Device) -> dict[str, Cell]:
-    ids = {cell.id for cell in plan.cells}
-    found = store.cells(plan.cohort, device.machine)
-    return {cell.id: cell for cell in found if cell.id in ids and cell.status not in ("ok", "skipped")}
+class _Run:
+    """The jobs of one run, in the slots of an executor."""
+
+    def __init__(self, plan: Plan, settings: Settings, executor: Executor, store: Store) -> None:
+        self.faults: list[ForesightError] = []
+        self.failed: dict[str, Cell] = {}
+        self._planned = {cell.id: (row, cell) for row in plan.rows for cell in row.cells}
+        self._settings, self._executor, self._store = settings, executor, store
+        self._settled: set[str] = set()
+
+    def give_up(self, missing: frozenset[str], refused: Mapping[str, EnvironmentFault]) -> frozenset[str]:
+        """Fail the cells that cannot be computed here, and return their ids."""
+        given_up = set()
+        for cell_id in missing:
+            row, cell = self._planned[cell_id]
+            if cell.lacking is not None:
+                self._fail(cell_id, "weights_missing", cell.lacking)
+            elif row.label in refused:
+                self._fail(cell_id, "oom", refused[row.label])
+            else:
+                continue
+            given_up.add(cell_id)
+        return frozenset(given_up)
+
+    def finish(self, jobs: Sequence[Job], progress: Progress) -> None:
+        """Run ``jobs``, each as soon as there is a slot and the controls that it awaits are settled.
+
+        Raises:
+            ForesightError: what concerns every cell.
+        """
+        waiting, running = list(jobs), dict[Future[None], int]()
+        coming = frozenset[str]().union(*(job.ids for job in jobs))
+        free = list(range(self._executor.slots))
+        with ThreadPoolExecutor(self._executor.slots) as pool:
+            try:
+                while waiting or running:
+                    for job in list(waiting):
+                        if free and not (job.awaits & coming) - self._settled:
+                            waiting.remove(job)
+                            slot = free.pop(0)
+                            running[pool.submit(self._finish, job, slot, progress)] = slot
+                    done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        free.append(running.pop(future))
+                        future.result()
+            except BaseException:
+                self._executor.stop()
+                raise
+
+    def _finish(self, job: Job, slot: int, progress: Progress) -> None:
+        """Run one job to its end, with another worker for what is left whenever one dies."""
+        while job.rows:
+            at, death = "", None
+            for event in self._executor.run(job, slot):
+                progress.show(event)
+                at = event.began or at
+                if event.ended:
+                    self._settled.add(event.ended)
+                if event.error:
+                    error = ForesightError(event.error, event.hint)
+                    error.exit_code = event.exit_code
+                    if event.fatal:
+                        raise error
+                    self.faults.append(error)
+                if event.died:
+                    death = event
+            job = job.without(self._settled)
+            if death is None:
+                death = Event(died="error", text="The worker ended before the cell did.")
+            for cell_id in self._blamed(job, at):
+                self._fail(cell_id, death.died, ForesightError(death.text), self._executor.last_words(slot))
+                progress.show(Event(outcome_line(self.failed[cell_id]), CELL_UNITS, ended=cell_id))
+            job = job.without(self._settled)
+
+    def _blamed(self, job: Job, at: str) -> frozenset[str]:
+        """Return the ids of the cells that end when a worker died at ``at``, a cell or a row; all if at neither."""
+        if at in job.ids:
+            return frozenset({at})
+        mine = [cell.identity.cell_id() for row in job.rows if row.label == at for cell in row.cells]
+        return frozenset(mine) or job.ids
+
+    def _fail(self, cell_id: str, status: str, error: ForesightError, printed: str = "") -> None:
+        """Write the cell of what ended without one."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        cell = Cell(
+            id=cell_id,
+            identity=self._planned[cell_id][1].identity,
+            status=cast(Status, status),
+            reason=error.message,
+            provenance=self._settings.provenance.model_copy(update={"finished": now}),
+        )
+        self._store.write(cell, failure=f"{error.message}\n\n{printed or 'The worker printed nothing.'}\n")
+        self.failed[cell_id] = cell
+        self._settled.add(cell_id)
+        if isinstance(error, EnvironmentFault) and error.message not in [fault.message for fault in self.faults]:
+            self.faults.append(error)
 
 
-def _died(store: Store, planned: PlannedCell, provenance: Provenance, log: Path) -> Cell:
-    """Write and return the cell of a worker that ended before it could."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    cell = Cell(
-        id=planned.id,
-        identity=planned.identity,
-        status="error",
-        reason="The worker ended before this cell did.",
-        provenance=provenance.model_copy(update={"finished": now}),
-    )
-    store.write(cell)
-    return cell
+def usable_threads() -> int:
+    """Return how many threads a worker computes with on a CPU: as many as there are cores for this process."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
 
 
 def current_provenance(device: Device, weights_sources: Mapping[str, str]) -> Provenance:
@@ -159,7 +202,7 @@ def current_provenance(device: Device, weights_sources: Mapping[str, str]) -> Pr
         commit=commit,
         dirty=dirty,
         python=".".join(map(str, sys.version_info[:3])),
-        libraries=library_versions(minor=False),
+        libraries=dict(library_versions(minor=False)),
         weights_sources=dict(weights_sources),
         finished="",
     )

@@ -1,17 +1,13 @@
-"""The feature pass: every selected tap of one encoder over the whole suite, once."""
+"""The features of one row, and what becomes of them after the pass: pooled, shuffled, joined to a hybrid."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from foresight_bench.batching import Batching, device_memory
-from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import Data, Encoder
 from foresight_bench.errors import ContractError
 from foresight_bench.grids import Grid
 
@@ -37,97 +33,13 @@ class FeatureSet:
     frames: int = 0
     batch_frames: int = 0
     """Frames of the largest batch."""
+    cached: bool = False
+    """Whether nothing was computed. Then seconds, frames and batch are those of the pass that computed most of it."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
         """The taps that may gate: those behind the stem, or all if there are no others."""
         return tuple(tap for tap in self.taps if tap not in self.stem) or self.taps
-
-
-def extract(
-    encoder: Encoder,
-    taps: Sequence[str],
-    data: Data,
-    *,
-    control: str = "",
-    stem: Sequence[str] = (),
-    device: torch.device | str = "cpu",
-    batch_frames: int | None = None,
-    progress: Callable[[int], None] = lambda frames: None,
-) -> FeatureSet:
-    """Run ``encoder`` once over every split.
-
-    Tokens are kept for ``data.dense`` splits; of the others only the coarse averages are. Whatever the encoder's
-    precision, both are kept in float32, which is what heads and experiments compute in.
-
-    Args:
-        encoder: runs on ``device``.
-        taps: in order of depth.
-        data: the suite's.
-        control: the encoder spec's.
-        stem: the variant's.
-        device: whose memory says how many frames go through at once.
-        batch_frames: that number instead; like the one found, it is halved when memory runs out.
-        progress: called with the frames of each batch once it is through.
-
-    Raises:
-        ContractError: a tap is missing, or its grid changes shape or clip count between batches.
-        NonFinite: a grid holds NaN or infinity.
-    """
-
-    def encode(clips: ClipBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        grids = encoder.encode(clips, taps)
-        checked = {tap: _checked(grids.get(tap), tap, len(clips)) for tap in taps}
-        return {tap: (grid.values, grid.coarse(COARSE_SIDE)) for tap, grid in checked.items()}
-
-    tokens: dict[tuple[str, str], tuple[Grid, ...]] = {}
-    coarse: dict[tuple[str, str], Tensor] = {}
-    batching = Batching(device_memory(device), batch_frames)
-    started, frames = time.monotonic(), 0
-    for split in data.names:
-        kept: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-        averages: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-        for block in data.split(split).blocks:
-            n, t, _, _ = block.shape
-            for part, found in batching.run(block, encode):
-                for tap in taps:
-                    _put(averages[tap], part, n, found[tap][1], tap)
-                    if split in data.dense:
-                        _put(kept[tap], part, n, found[tap][0], tap)
-                del found  # before the next batch runs
-                clips = part.stop - part.start
-                frames += clips * t
-                progress(clips * t)
-        for tap in taps:
-            coarse[tap, split] = torch.cat(averages[tap])
-            if split in data.dense:
-                tokens[tap, split] = tuple(map(Grid, kept[tap]))
-    seconds = time.monotonic() - started
-    return FeatureSet(tuple(taps), tokens, coarse, control, tuple(stem), seconds, frames, batching.frames)
-
-
-def _checked(grid: Grid | None, tap: str, clips: int) -> Grid:
-    if grid is None:
-        raise ContractError(f"The encoder returned no grid for tap '{tap}'.")
-    if len(grid.values) != clips:
-        raise ContractError(f"Tap '{tap}' returned {len(grid.values)} clips for a batch of {clips}.")
-    grid.check_finite(f"Tap '{tap}'")
-    return replace(grid, values=grid.values.float())
-
-
-def _put(blocks: list[Tensor], part: slice, clips: int, values: Tensor, tap: str) -> None:
-    """Put ``values`` of the clips ``part`` into the last of ``blocks``, or into a new one of ``clips`` clips.
-
-    In place, because joining the batches of a block at its end would need the memory twice.
-    """
-    if part.start == 0:
-        blocks.append(values.new_empty(clips, *values.shape[1:]))
-    block = blocks[-1]
-    if block.shape[1:] != values.shape[1:]:
-        raise ContractError(
-            f"Tap '{tap}' changed shape from {tuple(block.shape[1:])} to {tuple(values.shape[1:])} within a block."
-        )
-    block[part] = values[: part.stop - part.start]
 
 
 def pooled(features: FeatureSet) -> FeatureSet:
@@ -199,6 +111,7 @@ def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:
         seconds=sum(stream.seconds for stream in streams),
         frames=max(stream.frames for stream in streams),
         batch_frames=max(stream.batch_frames for stream in streams),
+        cached=all(stream.cached for stream in streams),
     )
 
 

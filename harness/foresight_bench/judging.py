@@ -32,13 +32,14 @@ def metric_results(
     results = []
     gated = {criterion.metric: criterion for criterion in spec.criteria if criterion.threshold is not None}
     seen: dict[str, int] = {}
+    gating = outcome.tap, outcome.readout
     for m in outcome.measurements:
-        if (m.tap, m.readout) == (outcome.tap, outcome.readout):
+        if (m.tap, m.readout) == gating:
             seen[m.metric] = seen.get(m.metric, 0) + 1
-    own = {m.metric: m.scores for m in outcome.shuffled}
+    own = {m.metric: m.scores for m in outcome.shuffled if (m.tap, m.readout) == gating}
     for m in outcome.measurements:
         result = _plain(m, registry)
-        gates = m.metric in gated and (m.tap, m.readout) == (outcome.tap, outcome.readout)
+        gates = m.metric in gated and (m.tap, m.readout) == gating
         if gates:
             once = m.scores if seen[m.metric] == 1 else None
             result = _judged(result, once, gated[m.metric], own, controls)

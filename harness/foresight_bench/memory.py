@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path, PurePosixPath
 
-from foresight_bench.devices import Device
+from foresight_bench.devices import Device, position
 from foresight_bench.errors import EnvironmentFault
 
 RESERVE = 500_000_000
@@ -73,11 +73,7 @@ def _position(number: int, uuids: list[str]) -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return number
-    chosen = visible.split(",")[number].strip()
-    if chosen.isdigit():
-        return int(chosen)
-    (position,) = [index for index, uuid in enumerate(uuids) if chosen.startswith("GPU-") and uuid.startswith(chosen)]
-    return position
+    return position(visible.split(",")[number].strip(), uuids)
 
 
 def _available() -> int | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from itertools import product
+from types import MappingProxyType
 
 from foresight_bench.cells import CellIdentity, CodeIdentity
 from foresight_bench.checkpoints import PICKLES, Checkpoint
 from foresight_bench.contracts import ResolvedWeights
-from foresight_bench.errors import unknown
+from foresight_bench.errors import EnvironmentFault, WeightsError, unknown
 from foresight_bench.names import Stream
 from foresight_bench.plugins import Plugin
 from foresight_bench.registry import Entry, Registry, Shelf, code_digest
@@ -40,7 +42,10 @@ KEYED_LIBRARIES = (
 """Libraries that compute features or scores; their minor version is part of the identity."""
 
 ALL = "all"
-"""Stands for every registered adapter or decoder."""
+"""Stands for every registered encoder that is no control, in its first variant, and for every adapter or decoder."""
+
+LIMITED = "-limit"
+"""Stands in the name of a cohort of which only some clips were used, before their number."""
 
 Needed = Callable[[str], bool]
 """Which tensors of some weights are needed, by name."""
@@ -61,6 +66,8 @@ class PlannedCell:
     identity: CellIdentity
     controls: Mapping[str, str] = field(default_factory=dict)
     """Id of each control row's cell that this one is judged beside."""
+    lacking: WeightsError | None = None
+    """Why it cannot be computed: weights that cannot be had, whose digest in the identity is empty."""
 
     @property
     def id(self) -> str:
@@ -77,6 +84,8 @@ class Row:
     streams: tuple[Stream, ...]
     control: bool
     cells: tuple[PlannedCell, ...]
+    wanted: bool = True
+    """Whether it was asked for by name; a control that was not stands beside those that were."""
     weights_bytes: int = 0
     """Memory that the weights of its largest encoder take, in the precision they are run in."""
 
@@ -91,11 +100,45 @@ class Plan:
     precision: Precision
     rows: tuple[Row, ...]
     weights: Mapping[str, ResolvedWeights]
+    limit: int = 0
+    """Clips of each block that are used at most; 0 for all."""
 
     @property
     def cells(self) -> tuple[PlannedCell, ...]:
         """All cells, in order of execution."""
         return tuple(cell for row in self.rows for cell in row.cells)
+
+    def keep(self, ids: Collection[str]) -> Plan:
+        """Return the plan of the cells ``ids``, and of the controls that they are judged beside.
+
+        Raises:
+            EnvironmentFault: some id is not of this plan.
+        """
+        if unknown_ids := set(ids) - {cell.id for cell in self.cells}:
+            raise EnvironmentFault(
+                f"{len(unknown_ids)} cells, the first {min(unknown_ids)}, are not of this plan.",
+                "The code, a library, the weights or the kind of device changed since; plan again.",
+            )
+        beside = {control for cell in self.cells if cell.id in ids for control in cell.controls.values()}
+        rows = []
+        for row in self.rows:
+            cells = tuple(cell for cell in row.cells if cell.id in ids or cell.id in beside)
+            if cells:
+                rows.append(replace(row, cells=cells, wanted=any(cell.id in ids for cell in cells)))
+        return replace(self, rows=tuple(rows))
+
+    def part(self, index: int, of: int) -> Plan:
+        """Return part ``index``, from 1, of ``of``: every so many-th encoder, and the controls it is judged beside.
+
+        The parts are the same wherever they are planned. Controls that were asked for are in the first one.
+        """
+        groups: dict[object, list[Row]] = {}
+        for row in self.rows:
+            key = "controls" if row.control else tuple(stream.backbone for stream in row.streams)
+            if row.wanted:
+                groups.setdefault(key, []).append(row)
+        mine = [row for group in list(groups.values())[index - 1 :: of] for row in group]
+        return self.keep({cell.id for row in mine for cell in row.cells})
 
 
 @dataclass(frozen=True)
@@ -104,6 +147,7 @@ class Selection:
 
     suite: str
     encoders: tuple[str, ...]
+    """``all`` for every one that is no control."""
     experiments: tuple[str, ...] = ()
     """Empty for all of the suite."""
     adapters: tuple[str, ...] = ()
@@ -119,34 +163,48 @@ class Selection:
     """Whether encoders are compiled; None for where it pays."""
     controls: bool = True
     """Whether the suite's control rows run beside the encoders."""
+    limit: int = 0
+    """Clips of each block that are used at most, for a first try whose results no table accepts; 0 for all."""
 
 
 def plan(
     registry: Registry,
     selection: Selection,
     find: Callable[[Weights, Needed], ResolvedWeights] = _resolve,
+    libraries: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> Plan:
     """Turn a selection into cells; finds the weights, because their digest is part of a cell's identity.
 
+    Args:
+        find: returns where weights lie.
+        libraries: minor versions of the libraries that an encoder runs with, by its name, where they are not the ones
+            of this process.
+
     Raises:
         PluginError: a name is unknown or ambiguous.
-        WeightsError: weights cannot be had.
+        WeightsError: weights cannot be had, and no encoder can be run without them. Where some can, the cells of the
+            others are ``lacking``.
     """
     suite_entry = registry.suites[selection.suite]
     suite = suite_entry.spec
     experiments = choose_experiments(suite, selection.experiments)
     adapters = choose(registry.adapters, selection.adapters or (suite.default_adapter,))
     decoders = choose(registry.decoders, selection.decoders or (suite.default_decoder,))
-    wanted = {registry.label(streams): streams for streams in map(registry.resolve, selection.encoders)}
+    names = choose_encoders(registry, suite, selection.encoders)
+    wanted = {registry.label(streams): streams for streams in map(registry.resolve, names)}
     controls = {name: registry.resolve(name) for name in suite.controls} if selection.controls else {}
     rows = {**controls, **{label: streams for label, streams in wanted.items() if label not in controls}}
 
-    weights = {
-        each.name: find(each, needed)
-        for each, needed in needed_weights(registry, suite, experiments, rows.values(), decoders)
-    }
+    weights, lacking = {}, {}
+    for each, needed in needed_weights(registry, suite, experiments, rows.values(), decoders):
+        try:
+            weights[each.name] = find(each, needed)
+        except WeightsError as error:
+            lacking[each.name] = error
     precision: Precision = selection.precision or ("float32" if selection.device == "cpu" else "bfloat16")
-    context = _Context(registry, suite_entry, cohort(registry, suite), weights, precision)
+    context = _Context(
+        registry, suite_entry, cohort(registry, suite, selection.limit), weights, precision, libraries, selection.limit
+    )
     planned: list[Row] = []
     ids: dict[tuple[str, str | None, str | None], dict[str, str]] = {}
     for label, streams in rows.items():
@@ -164,12 +222,22 @@ def plan(
                 ):
                     same, others = (ids.setdefault((experiment.name, each, decoder), {}) for each in (adapter, None))
                     identity = context.identity(label, streams, experiment, adapter, decoder, seed)
-                    cell = PlannedCell(identity, {} if label in controls else {**others, **same})
+                    missing = next((lacking[name] for name in identity.weights if name in lacking), None)
+                    cell = PlannedCell(identity, {} if label in controls else {**others, **same}, missing)
                     if label in controls:
                         same[label] = cell.id
                     cells.append(cell)
-            planned.append(Row(label, streams, control, tuple(cells), context.weights_bytes(streams)))
-    return Plan(suite.name, context.cohort, selection.device, precision, tuple(planned), weights)
+            planned.append(Row(label, streams, control, tuple(cells), label in wanted, context.weights_bytes(streams)))
+    asked = [cell for row in planned if row.label in wanted for cell in row.cells]
+    if asked and all(cell.lacking for cell in asked):
+        raise next(cell.lacking for cell in asked if cell.lacking)
+    return Plan(suite.name, context.cohort, selection.device, precision, tuple(planned), weights, selection.limit)
+
+
+def choose_encoders(registry: Registry, suite: SuiteSpec, names: Sequence[str]) -> tuple[str, ...]:
+    """Return ``names`` with every encoder that is no control in the place of ``all``."""
+    every = [entry.spec.name for entry in registry.encoders if not entry.spec.control]
+    return tuple(found for name in names for found in (every if name == ALL else [name]))
 
 
 def choose(shelf: Shelf[AdapterSpec] | Shelf[DecoderSpec], names: Sequence[str]) -> tuple[str, ...]:
@@ -250,12 +318,13 @@ def _any(needs: Sequence[Needed]) -> Needed:
     return lambda name: any(needed(name) for needed in needs)
 
 
-def cohort(registry: Registry, suite: SuiteSpec) -> str:
-    """Return the cohort key: suite, version, and a digest of its data and metric implementations."""
+def cohort(registry: Registry, suite: SuiteSpec, limit: int = 0) -> str:
+    """Return the cohort key: suite, version, a digest of its data and metric implementations, and any limit."""
     metrics = sorted({criterion.metric for experiment in suite.experiments for criterion in experiment.criteria})
     parts = [f"{name}={digest}" for name, digest in sorted(suite.digests.items())]
     parts += [f"{name}@{registry.metrics[name].spec.version}" for name in metrics]
-    return f"{suite.name}-{suite.version}-{sha256(' '.join(parts).encode()).hexdigest()[:8]}"
+    key = f"{suite.name}-{suite.version}-{sha256(' '.join(parts).encode()).hexdigest()[:8]}"
+    return f"{key}{LIMITED}{limit}" if limit else key
 
 
 @dataclass(frozen=True)
@@ -265,6 +334,8 @@ class _Context:
     cohort: str
     weights: Mapping[str, ResolvedWeights]
     precision: Precision
+    libraries: Mapping[str, Mapping[str, str]]
+    limit: int
 
     def identity(
         self,
@@ -277,6 +348,8 @@ class _Context:
     ) -> CellIdentity:
         registry, suite = self.registry, self.suite.spec
         parameters = {"suite": dict(suite.params), "experiment": dict(experiment.params)}
+        if self.limit:
+            parameters["suite"]["limit"] = self.limit
         targets = [(self.suite.plugin, suite.target), (self.suite.plugin, experiment.target)]
         needed: list[tuple[Weights | None, Needed]] = []
         taps: list[str] = []
@@ -311,19 +384,29 @@ class _Context:
             decoder=decoder,
             seed=seed,
             parameters=parameters,
-            weights={each.name: digest(self.weights[each.name], keep) for each, keep in needed if each is not None},
+            weights={each.name: self._digest(each.name, keep) for each, keep in needed if each is not None},
             # An encoder without weights has no forward pass whose precision could matter.
             precision=self.precision if any(registry.variant(s).weights for s in streams) else "float32",
             code=_code(targets),
-            libraries=library_versions(minor=True),
+            libraries=dict(self.libraries_of(streams)),
         )
+
+    def libraries_of(self, streams: Sequence[Stream]) -> Mapping[str, str]:
+        """Return the minor versions of the libraries that a row runs with."""
+        for stream in streams:
+            if stream.name in self.libraries:
+                return self.libraries[stream.name]
+        return library_versions(minor=True)
+
+    def _digest(self, name: str, keep: Needed) -> str:
+        return digest(self.weights[name], keep) if name in self.weights else ""
 
     def weights_bytes(self, streams: Sequence[Stream]) -> int:
         """Return the bytes that the weights of the largest of ``streams`` take; random ones are not counted."""
         sizes = [0]
         for stream in streams:
             weights = self.registry.variant(stream).weights
-            if weights is not None and not stream.random:
+            if weights is not None and not stream.random and weights.name in self.weights:
                 path = self.weights[weights.name].path
                 # What a pickle holds only torch can say: its size stands for that, at four bytes a value.
                 values = (
@@ -353,7 +436,8 @@ def _code(targets: Iterable[tuple[Plugin, str]]) -> dict[str, CodeIdentity]:
     return code
 
 
-def library_versions(*, minor: bool) -> dict[str, str]:
+@cache
+def library_versions(*, minor: bool) -> Mapping[str, str]:
     """Return the versions of the libraries that compute, cut to ``major.minor`` if asked; absent ones left out."""
     versions = {}
     for name in KEYED_LIBRARIES:
@@ -362,4 +446,4 @@ def library_versions(*, minor: bool) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
         versions[name] = ".".join(version.split(".")[:2]) if minor else version
-    return versions
+    return MappingProxyType(versions)

@@ -22,6 +22,7 @@ from foresight_bench.specs import (
     Parameter,
     SuiteSpec,
     Variant,
+    Weights,
 )
 
 S = TypeVar("S", EncoderSpec, AdapterSpec, DecoderSpec, MetricSpec, SuiteSpec)
@@ -127,6 +128,12 @@ class Registry:
             self.params(stream)
             resolved.append(replace(stream, variant=variant.name))
         return tuple(resolved)
+
+    def weights(self) -> dict[str, Weights]:
+        """Return all weights that any plugin names, by name."""
+        named = [variant.weights for entry in self.encoders for variant in entry.spec.variants]
+        named += [entry.spec.weights for shelf in (self.decoders, self.metrics) for entry in shelf]
+        return {weights.name: weights for weights in named if weights is not None}
 
     def params(self, stream: names.Stream) -> dict[str, Parameter]:
         """Return the keyword arguments of the encoder's target: the variant's, the options, what the name sets.

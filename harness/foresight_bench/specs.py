@@ -216,6 +216,8 @@ class MetricSpec:
     weights: Weights | None = None
     unit: str = ""
     extras: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
+    """Values that its definition allows, both ends included; None if any. What lies outside was not computed by it."""
 
 
 @dataclass(frozen=True)

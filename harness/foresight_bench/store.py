@@ -9,20 +9,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
-
 from foresight_bench.cells import FINISHED, Cell, parse
-from foresight_bench.contracts import Measurement
 from foresight_bench.errors import DataError, EnvironmentFault
+from foresight_bench.packing import Key, unpack
 from foresight_bench.scores import Scores
 
 TEMPORARY = ".tmp-"
@@ -31,6 +27,8 @@ FAILURE = ".failure.txt"
 """Suffix of the traceback beside a cell that failed."""
 LARGEST_CELL = 16_000_000
 """Bytes of a cell file that is read at most; one of 13 taps and three readouts has 25 thousand."""
+LARGEST_BESIDE = 256_000_000
+"""Bytes of scores or of a picture that are read at most; those of 13 taps and three readouts have 5 million."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -62,54 +60,35 @@ def write_atomically(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Key:
-    """Names one measurement inside a cell's score file."""
+def vouched(path: Path, digest: str) -> bytes:
+    """Return the bytes of a file beside a cell that vouches for it by ``digest``, its SHA-256.
 
-    metric: str
-    tap: str
-    readout: str
-    row: str = "score"
-    """``score``, or ``shuffled`` for the row's own floor."""
-
-    def __str__(self) -> str:
-        return f"{self.row}/{self.metric}/{self.tap}/{self.readout}"
-
-
-def pack(measurements: Mapping[Key, Scores]) -> bytes:
-    """Serialise scores: replicates and per-clip values in float32, value and n in float64."""
-    arrays: dict[str, np.ndarray] = {}
-    for key, scores in measurements.items():
-        arrays[f"{key}#replicates"] = scores.replicates.astype(np.float32)
-        arrays[f"{key}#value"] = np.array([scores.value, scores.n], dtype=np.float64)
-        if scores.per_clip is not None:
-            arrays[f"{key}#clips"] = np.ascontiguousarray(scores.per_clip, dtype=np.float32)
-    return save_arrays(arrays)
+    Raises:
+        DataError: it is missing, or not that file.
+    """
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_BESIDE:
+            raise DataError(f"{path} is no plain file of at most {LARGEST_BESIDE} bytes.", "No run writes such a one.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.", "Delete the cell's .json to recompute it.") from error
+    if sha256(data).hexdigest() != digest:
+        raise DataError(f"{path} is not the file its cell vouches for.", "Delete both to recompute the cell.")
+    return data
 
 
-def unpack(data: bytes) -> dict[Key, Scores]:
-    """Read what :func:`pack` wrote; details are in the cell, not here."""
-    arrays = load_arrays(data)
-    result = {}
-    for name in arrays:
-        text, _, part = name.partition("#")
-        if part != "value":
-            continue
-        row, metric, tap, readout = text.split("/")
-        value, n = arrays[name]
-        clips = arrays.get(f"{text}#clips")
-        result[Key(metric, tap, readout, row)] = Scores(
-            float(value),
-            arrays[f"{text}#replicates"].astype(np.float64),
-            int(n),
-            None if clips is None else clips.astype(np.float64),
-        )
-    return result
+def read_scores(path: Path, cell: Cell) -> dict[Key, Scores]:
+    """Return the scores of ``cell`` from the file at ``path``.
 
-
-def keyed(measurements: tuple[Measurement, ...], row: str) -> dict[Key, Scores]:
-    """Return measurements by key."""
-    return {Key(m.metric, m.tap, m.readout, row): m.scores for m in measurements}
+    Raises:
+        DataError: the file is missing, not the one the cell vouches for, or holds something else.
+    """
+    data = vouched(path, cell.scores_sha256)
+    try:
+        return unpack(data)
+    except ValueError as error:
+        raise DataError(f"{path} holds no scores: {error}.", "Delete it and its cell to recompute the cell.") from error
 
 
 class Store:
@@ -154,7 +133,7 @@ class Store:
         """Hold the folder against other runs, and rid it of what a killed one left half written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / ".lock").open("a")
+            lock = (folder.parent / ".lock").open("a")
         except OSError as error:
             raise EnvironmentFault(
                 f"Cannot write to {folder}: {error.strerror}.", "Choose another folder with --results, or make room."
@@ -175,18 +154,9 @@ class Store:
         """Return the cell's scores.
 
         Raises:
-            DataError: the file is missing or not the one the cell vouches for.
+            DataError: the file is missing, not the one the cell vouches for, or holds something else.
         """
-        path = self.path(cell).with_suffix(".safetensors")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"Cannot read {path}: {error.strerror}.", "Delete the cell's .json to recompute it."
-            ) from error
-        if sha256(data).hexdigest() != cell.scores_sha256:
-            raise DataError(f"{path} is not the file its cell vouches for.", "Delete both to recompute the cell.")
-        return unpack(data)
+        return read_scores(self.path(cell).with_suffix(".safetensors"), cell)
 
     def read(self, path: Path) -> Cell:
         """Read one cell file.
@@ -208,15 +178,25 @@ class Store:
 
     def finished(self, cohort: str, machine: str) -> dict[str, Cell]:
         """Return the ok and skipped cells of one cohort and machine by id; an unreadable file counts as absent."""
+        return {key: cell for key, cell in self.readable(cohort, machine).items() if cell.status in FINISHED}
+
+    def readable(self, cohort: str, machine: str) -> dict[str, Cell]:
+        """Return the cells of one cohort and machine by id, whatever became of them, that can be read."""
         found = {}
         for path in sorted(self.folder(cohort, machine).glob("*/*.json")):
             try:
                 cell = self.read(path)
             except DataError:
                 continue
-            if cell.status in FINISHED:
-                found[cell.id] = cell
+            found[cell.id] = cell
         return found
+
+    def find(self, cohort: str, machine: str, encoder: str, cell_id: str) -> Cell | None:
+        """Return one cell, None if it is not there or cannot be read."""
+        try:
+            return self.read(self.folder(cohort, machine) / folder_name(encoder) / f"{cell_id}.json")
+        except DataError:
+            return None
 
 
 def folder_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from foresight_bench.specs import MetricSpec, RegistryArchive, Weights
 
 _IN = "foresight_plugins.metrics."
+_INF = float("inf")
 
 LPIPS_ALEX = Weights(
     name="lpips-alex",
@@ -28,6 +29,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "lower",
         "1",
         weights=LPIPS_ALEX,
+        range=(0, _INF),
     ),
     MetricSpec(
         "ssim",
@@ -36,6 +38,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "frames",
         "higher",
         "1",
+        range=(-1, 1),
     ),
     MetricSpec(
         "psnr",
@@ -45,6 +48,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         unit="dB",
+        range=(0, 100),
     ),
     MetricSpec(
         "edge_f1",
@@ -53,6 +57,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "frames",
         "higher",
         "1",
+        range=(0, 1),
     ),
     MetricSpec(
         "spatial_iou",
@@ -61,6 +66,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "frames",
         "higher",
         "1",
+        range=(0, 1),
     ),
     MetricSpec(
         "box_iou",
@@ -69,6 +75,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "boxes",
         "higher",
         "1",
+        range=(0, 1),
     ),
     MetricSpec(
         "map50",
@@ -78,6 +85,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         params={"low": 0.5, "high": 0.5},
+        range=(0, 1),
     ),
     MetricSpec(
         "map",
@@ -87,6 +95,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         params={"low": 0.5, "high": 0.95},
+        range=(0, 1),
     ),
     MetricSpec(
         "ridge_r2",
@@ -95,6 +104,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "spaces",
         "higher",
         "1",
+        range=(-_INF, 1),
     ),
     MetricSpec(
         "ridge_r2_reverse",
@@ -104,6 +114,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         params={"reverse": True},
+        range=(-_INF, 1),
     ),
     MetricSpec(
         "spearman",
@@ -112,6 +123,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "spaces",
         "higher",
         "1",
+        range=(-1, 1),
     ),
     MetricSpec(
         "recall10",
@@ -121,6 +133,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         params={"k": 10},
+        range=(0, 1),
     ),
     MetricSpec(
         "cka",
@@ -129,6 +142,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "spaces",
         "higher",
         "1",
+        range=(-1, 1),
     ),
     *(
         MetricSpec(
@@ -139,6 +153,7 @@ METRICS: tuple[MetricSpec, ...] = (
             "none",
             "1",
             params={"estimator": estimator, "space": space},
+            range=(0, _INF),
         )
         for estimator, how in (
             ("two_nn", "from the two nearest neighbours (Facco 2017)"),

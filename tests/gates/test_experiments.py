@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from foresight_bench import features as feature_pass
 from foresight_bench.bench import Bench, Workbench
 from foresight_bench.contracts import EncoderSetup, Outcome
+from foresight_bench.extraction import extract
 from foresight_bench.features import FeatureSet
 from foresight_bench.grids import Grid
 from foresight_bench.registry import Registry, target
@@ -51,7 +51,7 @@ def features(encoder: str, moving: bool = False) -> FeatureSet:
     spec = shared().registry.encoders[encoder].spec
     (variant,) = spec.variants
     model = target(spec.target)(EncoderSetup(), **variant.params)
-    return feature_pass.extract(model, variant.default_taps, shared(moving).data, control=spec.control)
+    return extract(lambda: model, variant.default_taps, shared(moving).data, control=spec.control)
 
 
 def scrambled(encoder: str, change: Scramble, splits: tuple[str, ...]) -> FeatureSet:

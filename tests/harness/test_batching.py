@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from foresight_bench import batching, features
+from foresight_bench import batching, extraction, features
 from foresight_bench.batching import Batching, is_out_of_memory
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import Split
 from foresight_bench.engine import classify
-from foresight_bench.errors import ContractError
+from foresight_bench.errors import ContractError, OutOfMemory
 from foresight_bench.features import FeatureSet
 from foresight_bench.grids import Grid
 
@@ -75,6 +75,17 @@ def ran(sizes: Batching, block: ClipBatch, encode: Recorder) -> list[str]:
     return found
 
 
+def settled(
+    memory: FakeMemory, block: ClipBatch, encode: Recorder, kept: int = 0, frames: int | None = None
+) -> Batching:
+    """Return batches whose size was found on ``block``; ``kept`` bytes of results will pile up."""
+    encode.memory = memory
+    sizes = Batching(memory, frames)
+    assert sizes.settle(block, encode, lambda ids: kept) is (frames is None)
+    assert sizes.frames == 0  # what is thrown away is no batch of the pass
+    return sizes
+
+
 def out_of_host_memory() -> Exception:
     """What torch really raises."""
     with pytest.raises(RuntimeError) as caught:
@@ -113,41 +124,57 @@ def test_on_a_cpu_batches_hold_sixteen_frames_or_one_clip(t: int, sizes: list[in
         (GIGA, 1),  # not half of it, but a clip is never split
     ],
 )
-def test_on_a_gpu_the_first_batch_says_how_large_the_next_may_be(room: int, size: int) -> None:
-    memory, encode = FakeMemory(GIGA, room), Recorder()
-    encode.memory = memory
-    block, batches = clips(8 + 2 * size), Batching(memory)
-    assert ran(batches, block, encode) == list(block.ids)
-    assert encode.tried == [8, size, size]
+def test_on_a_gpu_two_batches_beforehand_say_how_large_all_may_be(room: int, size: int) -> None:
+    memory, encode, block = FakeMemory(GIGA, room), Recorder(), clips(2 * size)
+    batches = settled(memory, block, encode)
+    assert encode.tried == [8, size]
     assert memory.diary == ["watch", "free"]
-    assert batches.frames == max(8, size)
+    assert ran(batches, block, encode) == list(block.ids)
+    assert encode.tried == [8, size, size, size]
+    assert memory.diary == ["watch", "free"]
+    assert batches.frames == size
+
+
+@pytest.mark.parametrize(("kept", "size"), [(0, 32), (32 * GIGA, 16), (32 * GIGA + 1, 8), (64 * GIGA, 1)])
+def test_what_is_kept_of_all_results_is_not_free(kept: int, size: int) -> None:
+    memory, encode = FakeMemory(GIGA, 64 * GIGA), Recorder()
+    settled(memory, clips(3), encode, kept)
+    assert encode.tried == [8, size]
+
+
+def test_what_does_not_fit_ends_the_pass_after_one_small_batch() -> None:
+    def refuse(ids: object) -> int:
+        raise OutOfMemory("too much")
+
+    encode = Recorder()
+    encode.memory = memory = FakeMemory(GIGA, 64 * GIGA)
+    with pytest.raises(OutOfMemory):
+        Batching(memory).settle(clips(30), encode, refuse)
+    assert encode.tried == [8]
 
 
 def test_frames_count_and_not_clips() -> None:
-    memory, encode = FakeMemory(GIGA, 64 * GIGA), Recorder()
-    encode.memory = memory
-    assert len(ran(Batching(memory), clips(18, t=5), encode)) == 18
-    assert encode.tried == [1, 6, 6, 6]  # 8 frames hold one clip of 5, 32 frames hold 6
+    memory, encode, block = FakeMemory(GIGA, 64 * GIGA), Recorder(), clips(18, t=5)
+    assert len(ran(settled(memory, block, encode), block, encode)) == 18
+    assert encode.tried == [1, 6, 6, 6, 6]  # 8 frames hold one clip of 5, 32 frames hold 6
 
 
-def test_the_size_is_found_once_for_all_blocks_and_anew_for_another_frame_size() -> None:
+def test_the_size_is_one_for_all_blocks_and_found_once() -> None:
     memory, encode = FakeMemory(GIGA, 64 * GIGA), Recorder()
-    encode.memory = memory
-    batches = Batching(memory)
-    for block in (clips(8), clips(32), clips(32, side=56), clips(32)):
+    batches = settled(memory, clips(8, side=56), encode)
+    assert not batches.settle(clips(8), encode, lambda ids: 0)
+    for block in (clips(8), clips(32), clips(32, side=56), clips(4, t=9)):
         ran(batches, block, encode)
-    assert encode.tried == [8, 32, 8, 32, 32]
+    assert encode.tried == [8, 32, 32, 32, 32, 3, 3]
 
 
 def test_on_a_gpu_a_short_batch_is_filled_up_and_the_filling_left_out() -> None:
-    memory, encode = FakeMemory(GIGA, 32 * GIGA), Recorder()
-    encode.memory = memory
-    block = clips(8 + 16 + 3)
-    parts = list(Batching(memory).run(block, encode))
-    assert encode.tried == [8, 16, 16]
+    memory, encode, block = FakeMemory(GIGA, 32 * GIGA), Recorder(), clips(16 + 3)
+    parts = list(settled(memory, block[:2], encode).run(block, encode))
+    assert encode.tried == [8, 16, 16, 16]
     part, ids = parts[-1]
-    assert (part.start, part.stop) == (24, 27)
-    assert ids == (*block.ids[24:27], *[block.ids[26]] * 13)
+    assert (part.start, part.stop) == (16, 19)
+    assert ids == (*block.ids[16:19], *[block.ids[18]] * 13)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
@@ -168,24 +195,21 @@ def test_halving_is_of_clips_and_the_size_stays_one_of_frames() -> None:
 
 
 def test_a_gpu_gives_back_what_it_holds_before_it_tries_again() -> None:
-    memory, encode = FakeMemory(1, 10 * GIGA), Recorder(most=20)
-    encode.memory = memory
-    block = clips(8 + 64)
-    assert ran(Batching(memory), block, encode) == list(block.ids)
-    assert encode.tried == [8, 64, 32, 16, 16, 16, 16]
+    memory, encode, block = FakeMemory(1, 10 * GIGA), Recorder(most=20), clips(32)
+    assert ran(settled(memory, block, encode), block, encode) == list(block.ids)
+    assert encode.tried == [8, 64, 32, 16, 16, 16]
     assert memory.diary == ["watch", "free", "release", "release"]
 
 
 def test_a_first_batch_that_is_too_large_settles_the_size() -> None:
-    memory, encode = FakeMemory(1, 10 * GIGA), Recorder(most=3)
-    encode.memory = memory
-    assert len(ran(Batching(memory), clips(6), encode)) == 6
-    assert encode.tried == [8, 4, 2, 2, 2]
+    memory, encode, block = FakeMemory(1, 10 * GIGA), Recorder(most=3), clips(6)
+    assert len(ran(settled(memory, block, encode), block, encode)) == 6
+    assert encode.tried == [8, 4, 2, 2, 2, 2]
 
 
 def test_a_given_size_is_kept_to_and_still_halved() -> None:
-    memory, encode = FakeMemory(GIGA, 1000 * GIGA), Recorder(most=5)
-    assert len(ran(Batching(memory, 12), clips(9), encode)) == 9
+    memory, encode, block = FakeMemory(GIGA, 1000 * GIGA), Recorder(most=5), clips(9)
+    assert len(ran(settled(memory, block, encode, frames=12), block, encode)) == 9
     assert encode.tried == [12, 6, 3, 3, 3]
     assert memory.diary == ["release", "release"]
 
@@ -281,7 +305,7 @@ class FakeEncoder:
 
 
 def pass_of(encoder: FakeEncoder, **options: object) -> FeatureSet:
-    return features.extract(encoder, ("early", "late"), FakeData(), **options)  # type: ignore[arg-type]
+    return extraction.extract(lambda: encoder, ("early", "late"), FakeData(), **options)  # type: ignore[arg-type]
 
 
 def equal(a: FeatureSet, b: FeatureSet) -> bool:
@@ -314,20 +338,59 @@ def test_out_of_memory_changes_nothing_but_the_batch_size() -> None:
     done = pass_of(small, progress=seen.append)
     assert equal(done, pass_of(whole))
     assert sum(seen) == done.frames == FakeData.total  # frames tried twice count once
-    assert max(seen) == done.batch_frames == 4
-    assert small.tried[:4] == [16, 8, 4, 4]
+    assert small.tried[:5] == [5, 2, 2, 2, 1]  # the longest clips come first: 7 of 3 frames
+    assert max(seen) == done.batch_frames == 6
     assert pass_of(whole).batch_frames == 16
 
 
-def test_filling_leaves_no_trace_in_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory: FakeMemory) -> None:
+    monkeypatch.setattr(extraction, "device_memory", lambda device: memory)
+
+
+def test_filling_and_preflight_leave_no_trace_in_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, filled = pass_of(FakeEncoder()), FakeEncoder()
-    monkeypatch.setattr(features, "device_memory", lambda device: FakeMemory(1, GIGA))
+    on_a_gpu(monkeypatch, FakeMemory(1, GIGA))
     seen: list[int] = []
     done = pass_of(filled, device="cuda", progress=seen.append)
     assert equal(done, plain)
     assert sum(seen) == done.frames == FakeData.total
-    assert set(filled.tried) == {8, 64, 21}  # 21 clips of 3 frames
+    # 8 and 64 frames in clips of 3 beforehand; then all blocks, the longest clips first.
+    assert filled.tried == [2, 21, 21, 64, 64, 64]
     assert done.batch_frames == 64
+
+
+KEPT = 2 * (4 * 4 * 4 * 3 * (21 + 5 + 7 * 3) + 4 * 16 * 3 * (21 + 5 + 7 + 19))
+"""Bytes of the features: of both taps, tokens of the dense splits and averages of all, in float32."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_all_features_take_is_known_after_one_batch(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(extraction, "free_memory", lambda memory: KEPT)
+    whole = pass_of(FakeEncoder(dtype=dtype))
+    tensors = [grid.values for grids in whole.tokens.values() for grid in grids] + list(whole.coarse.values())
+    assert sum(tensor.nbytes for tensor in tensors) == KEPT
+    monkeypatch.setattr(extraction, "free_memory", lambda memory: KEPT - 1)
+    lacking = FakeEncoder(dtype=dtype)
+    with pytest.raises(OutOfMemory, match=r"features of 2 taps need 3.*e-05 GB.* select fewer taps"):
+        pass_of(lacking)
+    assert lacking.tried == [5]
+    monkeypatch.setattr(extraction, "free_memory", lambda memory: None)
+    assert equal(pass_of(FakeEncoder(dtype=dtype)), whole)
+
+
+def test_on_a_gpu_the_devices_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, FakeMemory(1, KEPT - 1))
+    lacking = FakeEncoder()
+    with pytest.raises(OutOfMemory, match="and cuda has"):
+        pass_of(lacking, device="cuda")
+    assert lacking.tried == [2]
+
+
+def test_the_hosts_memory_is_what_a_cpu_has() -> None:
+    free = batching.free_memory(None)
+    assert free is not None
+    assert GIGA // 10 < free < 10**14
+    assert batching.free_memory(FakeMemory(1, 17)) == 17
 
 
 def test_one_clip_too_large_is_typed() -> None:
@@ -347,7 +410,7 @@ def test_half_precision_features_are_kept_in_float32() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
-    [("shape", "changed shape from"), ("short", "returned 15 clips for a batch of 16"), ("nan", "holds NaN")],
+    [("shape", "changed shape from"), ("short", "returned 4 clips for a batch of 5"), ("nan", "holds NaN")],
 )
 def test_a_broken_grid_is_a_contract_error(fault: str, sentence: str) -> None:
     with pytest.raises(ContractError, match=sentence):

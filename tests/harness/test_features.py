@@ -104,6 +104,12 @@ def test_what_the_passes_took_is_kept() -> None:
     assert (row.seconds, row.frames, row.batch_frames) == (5.0, 40, 64)
 
 
+@pytest.mark.parametrize(("a", "b"), [(True, True), (True, False), (False, False)])
+def test_a_row_is_cached_if_all_its_streams_are(a: bool, b: bool) -> None:
+    streams = [stream("x", {"train": [noise(4, 1, 4, 4, 1)]}, cached=cached) for cached in (a, b)]
+    assert hybrid(streams, ["a", "b"]).cached is (a and b)
+
+
 def test_a_stream_with_several_taps_is_an_error() -> None:
     one = stream("x", {"train": [noise(4, 1, 4, 4, 1)]})
     two = FeatureSet(("x", "y"), {}, {})

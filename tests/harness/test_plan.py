@@ -16,13 +16,13 @@ from foresight_bench.cells import Provenance
 from foresight_bench.cli import main
 from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.engine import Engine
-from foresight_bench.errors import ForesightError, PluginError
-from foresight_bench.plan import Needed, Plan, Selection, adapter_parameters, plan
+from foresight_bench.errors import EnvironmentFault, ForesightError, PluginError, WeightsError
+from foresight_bench.jobs import Job, Settings, cut
+from foresight_bench.plan import Needed, Plan, Row, Selection, adapter_parameters, plan
 from foresight_bench.registry import Registry
 from foresight_bench.specs import AdapterSpec, Recipe, Weights
 from foresight_bench.store import Store
 from foresight_bench.tables import run_text, systems
-from foresight_bench.worker import Job
 
 PROVENANCE = Provenance(
     device="", machine="here", commit="", dirty=False, python="", libraries={}, weights_sources={}, finished=""
@@ -151,15 +151,28 @@ def test_the_command_line_selects(arguments: list[str], expected: Selection, mon
         asked.append(selection)
         raise ForesightError("enough")
 
-    monkeypatch.setattr("foresight_bench.commands.running._session", session)
+    monkeypatch.setattr("foresight_bench.commands.selecting._session", session)
     CliRunner().invoke(main, ["run", "-e", "dinov2", *arguments])
     assert asked == [expected]
 
 
-def test_a_selection_reaches_the_worker_as_it_was() -> None:
-    selection = Selection("quick", ("dinov2~random",), ("Q2",), ("all",), ("all",), (0, 3), "cpu", "float32", False)
-    job = Job.of(selection, {}, ["0"], Path("results"), PROVENANCE)
-    assert Job.model_validate_json(job.model_dump_json()).selection == selection
+def test_rows_reach_the_worker_as_they_were_planned(planned: Planned, tmp_path: Path) -> None:
+    found = planned(encoders=("dinov2~random", "dinov2@block.2~pooled"), adapters=("linear", "mlp"), seeds=(0, 3))
+    settings = Settings(tmp_path, PROVENANCE, "cpu", compiled=False, threads=3)
+    jobs = cut(found, frozenset(cell.id for cell in found.cells), settings, spread=False)
+    registry = Registry.installed()
+    sent = [Job.model_validate_json(job.model_dump_json()) for job in jobs]
+    assert sent == jobs
+    rows = [row.planned(registry) for job in sent for row in job.rows]
+    assert {(row.label, row.streams, row.cells) for row in map(plain, rows)} == {
+        (row.label, row.streams, row.cells) for row in map(plain, found.rows)
+    }
+    assert {job.threads for job in sent} == {3}
+
+
+def plain(row: Row) -> Row:
+    """Return ``row`` with cells that can be put into a set."""
+    return replace(row, cells=tuple((cell.id, tuple(sorted(cell.controls.items()))) for cell in row.cells))  # type: ignore[misc]
 
 
 def test_several_seeds_run_on_one_feature_pass_and_are_shown_apart(toy: Path) -> None:
@@ -167,11 +180,69 @@ def test_several_seeds_run_on_one_feature_pass_and_are_shown_apart(toy: Path) ->
     found = plan(registry, Selection("toy", ("sound",), ("Q1",), seeds=(0, 5), controls=False))
     said: list[str] = []
     store = Store(toy)
-    engine = Engine(registry, found, store, PROVENANCE, lambda text, units=0, total=None: said.append(text))
-    assert not engine.run(frozenset(cell.id for cell in found.cells))
+    (job,) = cut(found, frozenset(cell.id for cell in found.cells), Settings(toy, PROVENANCE, "cpu"), spread=False)
+    assert not Engine(registry, job, {}, lambda event: said.append(event.text)).run()
     assert said.count("sound: loading") == 1
     cells = list(store.cells())
     assert [cell.status for cell in cells] == ["ok", "ok"]
     text = run_text(registry.suites["toy"].spec, systems(cells))
     assert re.findall(r"^sound .*seed (\d)", text, re.MULTILINE) == ["0", "5"]
     assert text.count("ridge_r2 ") == 4, "a table and a curve for each"
+
+
+def test_weights_that_cannot_be_had_leave_the_others_alone(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"blocks.0.w": np.zeros(3, np.float32)}, path)
+
+    def find(weights: Weights, needed: Needed) -> ResolvedWeights:
+        if weights.name.startswith("dinov2-large"):
+            raise WeightsError("dinov2-large is nowhere.")
+        return ResolvedWeights(path, weights.name, "file")
+
+    both = plan(Registry.installed(), Selection("quick", ("dinov2", "dinov2:large")), find)
+    lacking = {cell.identity.encoder for cell in both.cells if cell.lacking}
+    assert lacking == {"dinov2:large"}
+    assert all(cell.identity.weights["dinov2-large"] == "" for cell in both.cells if cell.lacking)
+    with pytest.raises(WeightsError, match="nowhere"):
+        plan(Registry.installed(), Selection("quick", ("dinov2:large",)), find)
+
+
+def test_all_stands_for_every_encoder_that_is_no_control(planned: Planned) -> None:
+    registry = Registry.installed()
+    rows = planned(encoders=("all", "dinov2:base"), experiments=("Q2",)).rows
+    wanted = [row.streams[0].name for row in rows if row.wanted]
+    everything = [entry.spec.name for entry in registry.encoders if not entry.spec.control]
+    assert wanted == [*everything, "dinov2"]
+
+
+def test_parts_of_a_plan_hold_each_encoder_once_and_the_controls_it_stands_beside(planned: Planned) -> None:
+    names = ("dinov2", "dinov2~pooled", "dinov2:base", "dinov2:large", "pixels")
+    found = planned(encoders=names, experiments=("Q2",))
+    parts = [found.part(index, 3) for index in (1, 2, 3)]
+    assert [[row.label for row in part.rows if row.wanted] for part in parts] == [
+        ["pixels", "dinov2:large"],
+        ["dinov2:small", "dinov2:small~pooled"],
+        ["dinov2:base"],
+    ]
+    assert {cell.id for part in parts for cell in part.cells} == {cell.id for cell in found.cells}
+    for part in parts:
+        ids = {cell.id for cell in part.cells}
+        assert all(control in ids for cell in part.cells for control in cell.controls.values())
+    assert found.part(1, 1) == found
+    assert not found.part(5, 5).cells
+
+
+def test_cells_of_another_plan_are_refused(planned: Planned) -> None:
+    found = planned(encoders=("dinov2",), experiments=("Q2",))
+    one = found.rows[-1].cells[0]
+    kept = found.keep({one.id})
+    assert {cell.id for cell in kept.cells} == {one.id, *one.controls.values()}
+    assert [row.label for row in kept.rows if row.wanted] == ["dinov2:small"]
+    with pytest.raises(EnvironmentFault, match="1 cells, the first 0123"):
+        found.keep({one.id, "0123"})
+
+
+def test_a_limited_cohort_is_another_one(planned: Planned) -> None:
+    whole, limited = (planned(encoders=("dinov2",), limit=limit) for limit in (0, 16))
+    assert limited.cohort == f"{whole.cohort}-limit16"
+    assert {cell.id for cell in whole.cells}.isdisjoint(cell.id for cell in limited.cells)

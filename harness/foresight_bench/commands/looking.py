@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from foresight_bench.commands.options import guarded, json_option
+from foresight_bench.errors import UsageError
 
 
 @click.command("list")
@@ -43,13 +44,20 @@ def list_command(kind: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("encoder")
+@click.argument("encoder", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON schema of a result cell's file instead.")
 @json_option
 @guarded
-def show(encoder: str, as_json: bool) -> None:
+def show(encoder: str | None, schema: bool, as_json: bool) -> None:
     """Show an encoder's variants, taps, options and weights, or one variant's (dinov2:large)."""
-    from foresight_bench import names, showing
+    from foresight_bench import cells, names, showing
     from foresight_bench.registry import Registry
+
+    if schema == (encoder is not None):
+        raise UsageError("Name an encoder, or ask for the --schema.", "See `foresight-bench list encoders`.")
+    if encoder is None:
+        click.echo(json.dumps(cells.schema(), indent=1))
+        return
 
     registry = Registry.installed()
     stream = names.parse(encoder)[0]

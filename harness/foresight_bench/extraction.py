@@ -1,0 +1,149 @@
+"""The feature pass: every selected tap of one encoder over the whole suite, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from foresight_bench.batching import Batching, device_memory, free_memory
+from foresight_bench.cache import Pass
+from foresight_bench.caching import FeatureCache
+from foresight_bench.clips import ClipBatch
+from foresight_bench.contracts import Data, Encoder
+from foresight_bench.errors import ContractError, OutOfMemory
+from foresight_bench.features import COARSE_SIDE, FeatureSet
+from foresight_bench.grids import Grid
+from foresight_bench.holding import Found, Gap, Held
+
+
+def extract(
+    load: Callable[[], Encoder],
+    taps: Sequence[str],
+    data: Data,
+    *,
+    control: str = "",
+    stem: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    batch_frames: int | None = None,
+    progress: Callable[[int], None] = lambda frames: None,
+    cache: FeatureCache | None = None,
+) -> FeatureSet:
+    """Run an encoder once over every split, or over what ``cache`` does not hold of it.
+
+    Tokens are kept for ``data.dense`` splits; of the others only the coarse averages are. Whatever the encoder's
+    precision, both are kept in float32, which is what heads and experiments compute in.
+
+    Args:
+        load: returns the encoder, which runs on ``device``; not called if nothing is to be computed.
+        taps: in order of depth.
+        data: the suite's.
+        control: the encoder spec's.
+        stem: the variant's.
+        device: whose memory says how many frames go through at once.
+        batch_frames: that number instead; like the one found, it is halved when memory runs out.
+        progress: called with the frames of each batch once it is through; with those of the cache at once.
+        cache: where features are looked for and put. What is put is written while others work on; it is all there
+            after ``cache.close()``.
+
+    Raises:
+        ContractError: a tap is missing, or its grid changes shape or clip count between batches.
+        NonFinite: a grid holds NaN or infinity.
+        OutOfMemory: all features together do not fit; found by the first batch.
+    """
+    held, device = Held(taps, data), torch.device(device)
+    if cache:
+        cache.recall(held, device)
+    gaps = held.gaps()
+    recalled = held.frames - sum((gap.stop - gap.start) * held.shapes[gap.block][1] for gap in gaps)
+    if recalled:
+        progress(recalled)
+    made = _compute(load(), held, gaps, data, device, batch_frames, progress, cache) if gaps else None
+    if cache:
+        made = cache.finish(made)
+    assert made is not None  # without a cache, there were gaps
+    return FeatureSet(
+        tuple(taps),
+        held.tokens(),
+        held.averages(),
+        control,
+        tuple(stem),
+        made.seconds,
+        made.frames,
+        made.batch_frames,
+        cached=not gaps,
+    )
+
+
+def _compute(
+    encoder: Encoder,
+    held: Held,
+    gaps: Sequence[Gap],
+    data: Data,
+    device: torch.device,
+    batch_frames: int | None,
+    progress: Callable[[int], None],
+    cache: FeatureCache | None,
+) -> Pass:
+    """Fill the gaps, and return what that took."""
+    memory = device_memory(device)
+    batching = Batching(memory, batch_frames)
+    started, done = time.monotonic(), 0
+
+    def encode(clips: ClipBatch, taps: Sequence[str]) -> Found:
+        grids = encoder.encode(clips, taps)
+        return {tap: _checked(grids.get(tap), tap, len(clips)) for tap in taps}
+
+    def weigh(found: Found, frames: int) -> int:
+        needs, free = held.needs(found, frames, gaps), free_memory(memory)
+        if free is not None and needs.memory > free:
+            raise OutOfMemory(
+                f"The features of {len(held.taps)} taps need {needs.memory / 1e9:.3g} GB, and {device} has "
+                f"{free / 1e9:.3g} GB free; select fewer taps."
+            )
+        if cache:
+            cache.begin(needs.disk)
+        return needs.memory
+
+    def clips_of(gap: Gap) -> ClipBatch:
+        split, index = gap.block
+        return data.split(split).blocks[index][gap.start : gap.stop]
+
+    def frames_of(gap: Gap) -> int:
+        return held.shapes[gap.block][1]
+
+    first = gaps[0]
+    weighed = batching.settle(
+        clips_of(first), lambda clips: encode(clips, first.taps), lambda found: weigh(found, frames_of(first))
+    )
+    for gap in gaps:
+        for part, found in batching.run(clips_of(gap), lambda clips: encode(clips, gap.taps)):  # noqa: B023 - run here
+            if not weighed:
+                weigh(found, frames_of(gap))
+                weighed = True
+            clips = slice(gap.start + part.start, gap.start + part.stop)
+            for tap, (values, coarse) in found.items():
+                held.put(tap, gap.block, clips, values, coarse)
+                if cache:
+                    cache.add(held, tap, gap.block, clips, values.dtype)
+            del found, values, coarse  # before the next batch runs
+            done += (clips.stop - clips.start) * frames_of(gap)
+            progress((clips.stop - clips.start) * frames_of(gap))
+        if cache:
+            cache.cut(held)
+    seconds = time.monotonic() - started
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Pass(batch_frames=batching.frames, frames=done, seconds=seconds, created=now)
+
+
+def _checked(grid: Grid | None, tap: str, clips: int) -> tuple[Tensor, Tensor]:
+    if grid is None:
+        raise ContractError(f"The encoder returned no grid for tap '{tap}'.")
+    if len(grid.values) != clips:
+        raise ContractError(f"Tap '{tap}' returned {len(grid.values)} clips for a batch of {clips}.")
+    grid.check_finite(f"Tap '{tap}'")
+    return grid.values, replace(grid, values=grid.values.float()).coarse(COARSE_SIDE)
