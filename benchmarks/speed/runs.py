@@ -1,7 +1,7 @@
 """Measure whole runs: what the harness adds to the work, resuming, cached features, and several GPUs against one.
 
     python benchmarks/speed/runs.py overhead [--encoder NAME] [--device cpu] [--json FILE]
-    python benchmarks/speed/runs.py scaling --devices 1 2 [--encoders NAME ...] [--json FILE]
+    python benchmarks/speed/runs.py scaling --devices 1 2 [--encoders NAME ...] [--json FILE] [further options of run]
     python benchmarks/speed/runs.py table FILE
 
 Every run is the command a user types, in a process of its own, with an empty results folder and an empty feature
@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,23 +101,25 @@ def overhead(encoder: str, suite: str, device: str | None) -> dict[str, Any]:
     }
 
 
-def scaling(encoders: Sequence[str], suite: str, devices: Sequence[int]) -> dict[str, Any]:
-    """Measure the same run on each number of GPUs."""
+def scaling(encoders: Sequence[str], suite: str, devices: Sequence[int], further: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure the same run on each number of GPUs, one of which is 1."""
     arguments = [item for name in encoders for item in ("-e", name)] + ["--suite", suite, "--no-compile"]
-    seconds, digests = {}, {}
+    arguments += further
+    seconds, scores, count_of_cells = {}, {}, 0
     for count in devices:
         with TemporaryDirectory() as folder:
             results = Path(folder, "results")
             visible = ",".join(map(str, range(count)))
             seconds[str(count)] = run(results, fresh_cache(Path(folder, "cache")), arguments, visible)
-            digests[str(count)] = {cell.id: cell.scores_sha256 for cell in cells(results)}
-    first = digests[str(devices[0])]
+            print(f"{count} GPUs: {seconds[str(count)]:.1f} s", file=sys.stderr, flush=True)
+            found = sorted(f"{cell.id} {cell.scores_sha256}" for cell in cells(results))
+            scores[str(count)], count_of_cells = sha256("\n".join(found).encode()).hexdigest(), len(found)
     return {
         "command": f"foresight-bench run {' '.join(arguments)}",
         "jobs": len(encoders),
-        "cells": len(first),
+        "cells": count_of_cells,
         "seconds": seconds,
-        "scores equal": all(found == first for found in digests.values()),
+        "scores": scores,
     }
 
 
@@ -129,7 +132,7 @@ def table(results: dict[str, Any]) -> str:
             [f"{count} GPU{'s' if count != '1' else ''}", seconds, base / seconds, base / seconds / int(count)]
             for count, seconds in results["seconds"].items()
         ]
-        equal = "the same scores, bit for bit" if results["scores equal"] else "scores that differ"
+        equal = "the same scores, bit for bit" if len(set(results["scores"].values())) == 1 else "scores that differ"
         text = tabulate(rows, ["on", "s", "speed-up", "efficiency"], "github", floatfmt=("", ".0f", ".2f", ".2f"))
         return f"{about}. {results['jobs']} encoder jobs, {results['cells']} cells, {equal}.\n\n{text}"
     whole = results["whole"]
@@ -169,18 +172,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--devices", type=int, nargs="+", default=[1, 2])
             command.add_argument("--encoders", nargs="+", default=ENCODERS)
     commands.add_parser("table").add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
+    options, further = parser.parse_known_args(arguments)
+    if further and options.command != "scaling":
+        parser.error(f"unknown: {' '.join(further)}")
     if options.command == "table":
         print(table(json.loads(options.file.read_text("utf-8"))))
         return 0
     if options.command == "overhead":
         results = overhead(options.encoder, options.suite, options.device)
     else:
-        results = scaling(options.encoders, options.suite, options.devices)
+        results = scaling(options.encoders, options.suite, options.devices, further)
     results = {"environment": environment(), **results}
-    print(table(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", "utf-8")
+    print(table(results))
     return 0
 
 

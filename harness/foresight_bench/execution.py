@@ -65,7 +65,7 @@ def execute(
     if missing:
         able = missing - run.give_up(missing, refused)
         with Progress(units(plan.rows, able, frames)) as progress:
-            run.finish(cut(plan, able, settings, spread=executor.slots > 1), progress)
+            run.finish(cut(plan, able, settings, executor.slots), progress)
         finished = store.readable(plan.cohort, machine)
     cells = {cell.id: finished[cell.id] for cell in plan.cells if cell.id in finished}
     return RunResult(cells, len({cell.id for cell in plan.cells} - missing), tuple(run.faults))
@@ -98,6 +98,7 @@ class _Run:
         self._planned = {cell.id: (row, cell) for row in plan.rows for cell in row.cells}
         self._settings, self._executor, self._store = settings, executor, store
         self._settled: set[str] = set()
+        self._stopped = False
 
     def give_up(self, missing: frozenset[str], refused: Mapping[str, EnvironmentFault]) -> frozenset[str]:
         """Fail the cells that cannot be computed here, and return their ids."""
@@ -135,6 +136,7 @@ class _Run:
                         free.append(running.pop(future))
                         future.result()
             except BaseException:
+                self._stopped = True
                 self._executor.stop()
                 raise
 
@@ -155,6 +157,8 @@ class _Run:
                     self.faults.append(error)
                 if event.died:
                     death = event
+            if self._stopped:  # that the worker was killed says nothing of its cell
+                return
             job = job.without(self._settled)
             if death is None:
                 death = Event(died="error", text="The worker ended before the cell did.")

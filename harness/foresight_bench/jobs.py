@@ -164,20 +164,25 @@ class Settings:
     threads: int = 1
 
 
-def cut(plan: Plan, missing: frozenset[str], settings: Settings, *, spread: bool) -> list[Job]:
+def cut(plan: Plan, missing: frozenset[str], settings: Settings, slots: int) -> list[Job]:
     """Return the jobs that compute the cells ``missing``: one for each encoder, whose rows share a worker.
 
     Args:
-        spread: whether several jobs run at once. Then each control is a job of its own; else all of them go with the
-            first encoder, whose worker has then what controls and encoders share.
+        slots: how many jobs run at once. If one, the controls go with the first encoder, whose worker then has what
+            controls and encoders share; else they are dealt out to as many jobs, since all encoders await them.
     """
     groups: dict[object, list[Row]] = {}
+    dealt = 0
     for row in plan.rows:
-        if not missing.isdisjoint(cell.id for cell in row.cells):
-            key = "controls" if row.control and not spread else tuple(stream.backbone for stream in row.streams)
-            groups.setdefault(key, []).append(row)
+        if missing.isdisjoint(cell.id for cell in row.cells):
+            continue
+        if row.control:
+            groups.setdefault(f"controls {dealt % slots}", []).append(row)
+            dealt += 1
+        else:
+            groups.setdefault(tuple(stream.backbone for stream in row.streams), []).append(row)
     rows = list(groups.values())
-    if "controls" in groups and len(rows) > 1 and _environment(rows[0][0]) == _environment(rows[1][0]):
+    if slots == 1 and dealt and len(rows) > 1 and _environment(rows[0][0]) == _environment(rows[1][0]):
         rows = [rows[0] + rows[1], *rows[2:]]
     records = {name: WeightsRecord.of(weights) for name, weights in plan.weights.items()}
     return [

@@ -152,11 +152,11 @@ def test_every_mischief_of_an_encoder_is_its_own_and_spares_the_others(
 ) -> None:
     monkeypatch.setenv("TOY_MARKS", str(tmp_path))
     arguments = ["run", "--suite", "toy", "--device", "cpu", "--results", str(beside), "-x", "Q2"]
-    names = ("meddles", "meddles~pooled", "segfault", "slow", "spawns", "chatty")
+    names = ("meddles", "meddles~pooled", "segfault", "slow", "chatty")
     for name in names:
         arguments += ["-e", name]
     # `slow` sleeps for 60 s; imports alone take some 3 s, several times that on a busy machine.
-    done = CliRunner().invoke(main, [*arguments, "--timeout", "25"])
+    done = CliRunner().invoke(main, [*arguments, "--timeout", "20"])
     assert done.exit_code == 1, done.output
     assert "Traceback" not in done.output
     found, sound = cells(beside), cells(undisturbed)
@@ -165,11 +165,10 @@ def test_every_mischief_of_an_encoder_is_its_own_and_spares_the_others(
         "meddles~pooled": "ok",
         "segfault": "killed",
         "slow": "timeout",
-        "spawns": "ok",
         "chatty": "ok",
     }
     # What these say of the clips is what `sound` says, and so are their scores.
-    for name in ("meddles", "spawns", "chatty"):
+    for name in ("meddles", "chatty"):
         assert found[name].scores_sha256 == sound["sound"].scores_sha256, name
         assert found[name].metrics == sound["sound"].metrics, name
     assert found["meddles~pooled"].scores_sha256 == sound["sound~pooled"].scores_sha256
@@ -180,7 +179,7 @@ def test_every_mischief_of_an_encoder_is_its_own_and_spares_the_others(
     assert all(not cell.warnings for name, cell in found.items() if name != "meddles")
 
     assert found["segfault"].reason == "The worker was killed by SIGSEGV."
-    assert found["slow"].reason == "The worker said nothing for 25 s and was killed."
+    assert found["slow"].reason == "The worker said nothing for 20 s and was killed."
     for name in names:
         failed = Store(beside).path(found[name]).with_suffix(FAILURE).exists()
         assert failed is (found[name].status != "ok"), name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,7 +50,7 @@ def labels(jobs: list[Job]) -> list[list[str]]:
 
 def test_rows_of_one_backbone_share_a_job_and_controls_ride_with_the_first(planned: Planned) -> None:
     found = planned(*NAMES)
-    jobs = cut(found, ids(found), SETTINGS, spread=False)
+    jobs = cut(found, ids(found), SETTINGS, 1)
     assert labels(jobs) == [
         [*CONTROLS, "sound", "sound~pooled"],
         ["nan"],
@@ -63,19 +62,20 @@ def test_rows_of_one_backbone_share_a_job_and_controls_ride_with_the_first(plann
     assert jobs[1].awaits == {cell.id for row in found.rows if row.control for cell in row.cells}
 
 
-def test_on_several_slots_controls_are_jobs_of_their_own(planned: Planned) -> None:
+def test_on_several_slots_controls_are_dealt_out_and_every_encoder_awaits_them(planned: Planned) -> None:
     found = planned("sound", "nan", "sound~pooled", experiments=("Q2",))
-    jobs = cut(found, ids(found), SETTINGS, spread=True)
-    assert labels(jobs) == [[name] for name in CONTROLS] + [["sound", "sound~pooled"], ["nan"]]
     controls = {cell.id for row in found.rows if row.control for cell in row.cells}
-    assert [job.awaits for job in jobs] == [frozenset()] * 4 + [controls] * 2
+    for slots, dealt in ((2, [["oracle", "blank"], ["pixels", "mean-rgb"]]), (9, [[name] for name in CONTROLS])):
+        jobs = cut(found, ids(found), SETTINGS, slots)
+        assert labels(jobs) == [*dealt, ["sound", "sound~pooled"], ["nan"]]
+        assert [job.awaits for job in jobs] == [frozenset()] * len(dealt) + [controls] * 2
 
 
-@pytest.mark.parametrize("spread", [False, True])
-def test_every_missing_cell_is_in_one_job_with_the_controls_it_is_judged_beside(planned: Planned, spread: bool) -> None:
+@pytest.mark.parametrize("slots", [1, 3])
+def test_every_missing_cell_is_in_one_job_with_the_controls_it_is_judged_beside(planned: Planned, slots: int) -> None:
     found = planned(*NAMES, seeds=(0, 1))
     missing = frozenset(sorted(ids(found))[::2])
-    jobs = cut(found, missing, SETTINGS, spread=spread)
+    jobs = cut(found, missing, SETTINGS, slots)
     assert Counter(cell for job in jobs for cell in job.ids) == Counter(missing)
     planned_controls = {cell.id: dict(cell.controls) for cell in found.cells}
     for job in jobs:
@@ -84,19 +84,19 @@ def test_every_missing_cell_is_in_one_job_with_the_controls_it_is_judged_beside(
             assert row.cells
             for cell in row.cells:
                 assert cell.controls == planned_controls[cell.identity.cell_id()]
-    assert cut(found, frozenset(), SETTINGS, spread=spread) == []
+    assert cut(found, frozenset(), SETTINGS, slots) == []
 
 
 def test_controls_that_run_with_other_libraries_do_not_ride_along(planned: Planned, toy: Path) -> None:
     other = plan(Registry.installed(), Selection("toy", ("sound", "nan")), libraries={"sound": {"torch": "1.0"}})
-    jobs = cut(other, ids(other), SETTINGS, spread=False)
+    jobs = cut(other, ids(other), SETTINGS, 1)
     assert labels(jobs) == [CONTROLS, ["sound"], ["nan"]]
 
 
 def test_a_job_travels_as_text(planned: Planned) -> None:
     found = planned("sound")
     weights = {"some": ResolvedWeights(Path("/a/file"), "0" * 64, "archive", {"file": "1" * 64})}
-    (job,) = cut(replace(found, weights=weights), ids(found), SETTINGS, spread=False)
+    (job,) = cut(replace(found, weights=weights), ids(found), SETTINGS, 1)
     read = Job.model_validate_json(job.model_dump_json())
     assert read == job
     assert read.weights["some"].resolved() == weights["some"]
@@ -108,7 +108,7 @@ def test_a_job_travels_as_text(planned: Planned) -> None:
 
 def test_what_is_settled_leaves_the_job(planned: Planned) -> None:
     found = planned("sound", "sound~pooled")
-    (job,) = cut(found, ids(found), SETTINGS, spread=False)
+    (job,) = cut(found, ids(found), SETTINGS, 1)
     blank = {cell.identity.cell_id() for row in job.rows if row.label == "blank" for cell in row.cells}
     one = job.rows[-1].cells[0].identity.cell_id()
     rest = job.without({*blank, one})
@@ -233,18 +233,12 @@ def test_an_encoder_without_weights_does_not_keep_the_others_from_running(beside
     assert found["sound", "Q2"].scores_sha256 == cells(undisturbed)["sound", "Q2"].scores_sha256
 
 
-def test_shards_together_are_the_run(beside: Path, undisturbed: Path, tmp_path: Path) -> None:
-    both = ("-e", "sound", "-e", "sound:shift=0.5", "-x", "Q2")
-    parts = [tmp_path / "one", tmp_path / "two"]
-    for index, part in enumerate(parts):
-        shutil.copytree(beside, part)
-        done = run(part, *both, "--shard", f"{index + 1}/2", "--json")
-        assert done.exit_code == 0, done.output
-        (record,) = json.loads(done.stdout)
-        assert record["identity"]["encoder"] == both[1 + 2 * index]
-    whole = cells(undisturbed)
-    for part, other, name in ((parts[0], both[3], both[1]), (parts[1], both[1], both[3])):
-        found = cells(part)
-        assert (other, "Q2") not in found
-        assert found[name, "Q2"].scores_sha256 == whole[name, "Q2"].scores_sha256
-        assert found[name, "Q2"].metrics == whole[name, "Q2"].metrics
+def test_a_shard_is_its_part_of_the_run(beside: Path, undisturbed: Path) -> None:
+    done = run(beside, "-e", "sound", "-e", "sound:shift=0.5", "-x", "Q2", "--shard", "2/2", "--json")
+    assert done.exit_code == 0, done.output
+    (record,) = json.loads(done.stdout)
+    assert record["identity"]["encoder"] == "sound:shift=0.5"
+    found, whole = cells(beside), cells(undisturbed)
+    assert ("sound", "Q2") not in found
+    mine = "sound:shift=0.5", "Q2"
+    assert (found[mine].scores_sha256, found[mine].metrics) == (whole[mine].scores_sha256, whole[mine].metrics)

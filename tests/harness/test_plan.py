@@ -159,7 +159,7 @@ def test_the_command_line_selects(arguments: list[str], expected: Selection, mon
 def test_rows_reach_the_worker_as_they_were_planned(planned: Planned, tmp_path: Path) -> None:
     found = planned(encoders=("dinov2~random", "dinov2@block.2~pooled"), adapters=("linear", "mlp"), seeds=(0, 3))
     settings = Settings(tmp_path, PROVENANCE, "cpu", compiled=False, threads=3)
-    jobs = cut(found, frozenset(cell.id for cell in found.cells), settings, spread=False)
+    jobs = cut(found, frozenset(cell.id for cell in found.cells), settings, slots=1)
     registry = Registry.installed()
     sent = [Job.model_validate_json(job.model_dump_json()) for job in jobs]
     assert sent == jobs
@@ -180,7 +180,7 @@ def test_several_seeds_run_on_one_feature_pass_and_are_shown_apart(toy: Path) ->
     found = plan(registry, Selection("toy", ("sound",), ("Q1",), seeds=(0, 5), controls=False))
     said: list[str] = []
     store = Store(toy)
-    (job,) = cut(found, frozenset(cell.id for cell in found.cells), Settings(toy, PROVENANCE, "cpu"), spread=False)
+    (job,) = cut(found, frozenset(cell.id for cell in found.cells), Settings(toy, PROVENANCE, "cpu"), slots=1)
     assert not Engine(registry, job, {}, lambda event: said.append(event.text)).run()
     assert said.count("sound: loading") == 1
     cells = list(store.cells())

@@ -30,7 +30,6 @@ JOB = Job(
     precision="float32",
     compiled=None,
     threads=3,
-    cached=False,
 )
 START = """#!/usr/bin/env python3
 import json, os, signal, subprocess, sys, time
@@ -124,7 +123,7 @@ def test_a_silent_worker_is_killed_with_what_it_started(start: Start) -> None:
 
 
 def test_what_is_no_event_does_not_count_as_a_word(start: Start) -> None:
-    program = 'say(began="row")\nwhile True:\n    print("still here", flush=True)\n    time.sleep(0.1)\n'
+    program = 'say(began="row")\nfor _ in range(50):\n    print("still here", flush=True)\n    time.sleep(0.1)\n'
     *_, last = start(program, timeout=1).events()
     assert last.died == "timeout"
 
@@ -155,11 +154,12 @@ def test_the_worker_is_killed_when_nobody_listens_any_more(start: Start) -> None
     assert ends(pid)
 
 
-def test_a_worker_that_cannot_take_its_job_is_heard_all_the_same(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_take_its_job_is_heard_all_the_same(tmp_path: Path) -> None:
     program = tmp_path / "worker"
     program.write_text("#!/bin/sh\nexec <&-\nexit 3\n")
     program.chmod(0o755)
-    (last,) = Supervisor(JOB, str(program), 20, tmp_path / "log").events()
+    large = JOB.model_copy(update={"cohort": "x" * 1_000_000})  # more than a pipe holds
+    (last,) = Supervisor(large, str(program), 20, tmp_path / "log").events()
     assert last == Event(died="error", text="The worker ended with exit code 3 before the cell did.")
 
 
