@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: as many tests run at once as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from filelock import FileLock
 
 from foresight_bench.cli import main
 
@@ -36,17 +43,42 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return _installed(tmp_path, monkeypatch)
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a command said."""
+
+    exit_code: int
+    stdout: str
+    output: str
+
+
+def _ran(results: Path, *arguments: str) -> Ran:
+    done = CliRunner().invoke(main, [*arguments, "--suite", "toy", "--device", "cpu", "--results", str(results)])
+    return Ran(done.exit_code, done.stdout, done.output)
+
+
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Ran]) -> tuple[Path, Ran]:
+    """Return the results that ``make`` leaves, and what it returns, made once for all processes that run tests."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    said = folder / "said.json"
+    with FileLock(folder.with_suffix(".lock")):
+        if not said.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                ran = make(_installed(folder, monkeypatch))
+            said.write_text(json.dumps(asdict(ran)))
+    return folder / "results", Ran(**json.loads(said.read_text()))
+
+
 @pytest.fixture(scope="session")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """Return the results of all controls of the toy suite, and what `calibrate` said of them."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        results = _installed(tmp_path_factory.mktemp("calibrated"), monkeypatch)
-        arguments = ["calibrate", "--suite", "toy", "--device", "cpu", "--results", str(results)]
-        return results, CliRunner().invoke(main, arguments)
+    return _once(tmp_path_factory, "calibrated", lambda results: _ran(results, "calibrate"))
 
 
 @pytest.fixture
-def controlled(toy: Path, calibrated: tuple[Path, Result]) -> Path:
+def controlled(toy: Path, calibrated: tuple[Path, Ran]) -> Path:
     """As ``toy``, where the cells of all controls are finished already."""
     shutil.copytree(calibrated[0], toy)
     return toy
@@ -57,15 +89,16 @@ ROWS = ("-e", "sound", "-e", "sound~pooled", "-e", "sound:shift=0.5", "-x", "C1"
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, calibrated: tuple[Path, Result]) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, calibrated: tuple[Path, Ran]) -> Path:
     """Return the results of two experiments on three rows of two encoders, and of controls; nothing went wrong."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        results = _installed(tmp_path_factory.mktemp("undisturbed"), monkeypatch)
+
+    def make(results: Path) -> Ran:
         shutil.copytree(calibrated[0], results)
-        arguments = ["run", "--suite", "toy", "--device", "cpu", "--results", str(results), *ROWS]
-        done = CliRunner().invoke(main, arguments)
-        assert done.exit_code == 0, done.output
-        return results
+        return _ran(results, "run", *ROWS)
+
+    results, ran = _once(tmp_path_factory, "undisturbed", make)
+    assert ran.exit_code == 0, ran.output
+    return results
 
 
 @pytest.fixture

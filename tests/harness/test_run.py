@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_too_little_memory_is_said_before_anything_runs(toy: Path, monkeypatch: 
 
 
 def test_calibration_tells_a_suite_that_separates_from_one_that_does_not(
-    toy: Path, calibrated: tuple[Path, Result]
+    toy: Path, calibrated: tuple[Path, Any]
 ) -> None:
     _, done = calibrated
     assert done.exit_code == 0, done.output
