@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from foresight_bench import names
+from foresight_bench.contracts import Data
 from foresight_bench.errors import PluginError, UsageError, unknown
 from foresight_bench.plugins import Plugin, load
 from foresight_bench.specs import (
@@ -186,6 +187,12 @@ def target(path: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PluginError(f"Cannot import {path}: {error}.", "Is the plugin's extra installed?") from error
+
+
+def suite_data(suite: SuiteSpec, limit: int = 0) -> Data:
+    """Return the data of ``suite``, with at most ``limit`` clips in each block; 0 for all."""
+    data: Data = target(suite.target)(**suite.params)
+    return data.limited(limit) if limit else data
 
 
 @lru_cache(maxsize=64)

@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
 
-from foresight_bench.contracts import ResolvedWeights
+from foresight_bench.contracts import Data, ResolvedWeights
 from foresight_bench.errors import CELL_FAILED, OK, EnvironmentFault, ForesightError, WeightsError
 from foresight_bench.jobs import Event, Job
 from foresight_bench.plan import library_versions
-from foresight_bench.registry import Registry, code_digest
+from foresight_bench.registry import Registry, code_digest, suite_data
 from foresight_bench.weights import resolve
 
 _PR_SET_PDEATHSIG = 1
@@ -39,16 +39,27 @@ def main() -> int:
 
     try:
         _check_code(job)
-        emit(Event("importing torch"))
+        emit(Event("importing torch, rendering"))
+        registry = Registry.installed()
+        data = suite_data(registry.suites[job.suite].spec, job.limit)
+        rendering = Thread(target=_render, args=(data,), daemon=True)
+        rendering.start()  # beside the import, which takes about as long and mostly waits for the disk
         from foresight_bench.engine import Engine
 
-        registry = Registry.installed()
-        for error in Engine(registry, job, _weights(registry, job), emit).run():
+        rendering.join()
+        for error in Engine(registry, job, _weights(registry, job), data, emit).run():
             fault(error, fatal=False)
     except ForesightError as error:
         fault(error, fatal=True)
         return CELL_FAILED
     return OK
+
+
+def _render(data: Data) -> None:
+    """Render all splits; what goes wrong, the engine will meet again and report."""
+    with suppress(Exception):
+        for name in data.names:
+            data.split(name)
 
 
 def _check_code(job: Job) -> None:
@@ -99,4 +110,6 @@ def _die_with_parent(lifeline: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # all is on disk: to take torch apart in good order takes another second

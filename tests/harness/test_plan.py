@@ -19,7 +19,7 @@ from foresight_bench.engine import Engine
 from foresight_bench.errors import EnvironmentFault, ForesightError, PluginError, WeightsError
 from foresight_bench.jobs import Job, Settings, cut
 from foresight_bench.plan import Needed, Plan, Row, Selection, adapter_parameters, plan
-from foresight_bench.registry import Registry
+from foresight_bench.registry import Registry, suite_data
 from foresight_bench.specs import AdapterSpec, Recipe, Weights
 from foresight_bench.store import Store
 from foresight_bench.tables import run_text, systems
@@ -181,7 +181,8 @@ def test_several_seeds_run_on_one_feature_pass_and_are_shown_apart(toy: Path) ->
     said: list[str] = []
     store = Store(toy)
     (job,) = cut(found, frozenset(cell.id for cell in found.cells), Settings(toy, PROVENANCE, "cpu"), slots=1)
-    assert not Engine(registry, job, {}, lambda event: said.append(event.text)).run()
+    data = suite_data(registry.suites["toy"].spec)
+    assert not Engine(registry, job, {}, data, lambda event: said.append(event.text)).run()
     assert said.count("sound: loading") == 1
     cells = list(store.cells())
     assert [cell.status for cell in cells] == ["ok", "ok"]

@@ -86,10 +86,9 @@ class Session:
     def frames(self) -> int:
         """Frames in the suite."""
         from foresight_bench.jobs import frame_count
-        from foresight_bench.registry import target
+        from foresight_bench.registry import suite_data
 
-        data = target(self.suite.target)(**self.suite.params)
-        data = data.limited(self.plan.limit) if self.plan.limit else data
+        data = suite_data(self.suite, self.plan.limit)
         return frame_count({name: data.blocks(name) for name in data.names})
 
 
