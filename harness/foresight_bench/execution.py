@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -19,7 +20,9 @@ from foresight_bench.errors import EnvironmentFault, ForesightError
 from foresight_bench.executors import Executor
 from foresight_bench.jobs import CELL_UNITS, Event, Job, Settings, cut, units
 from foresight_bench.memory import check_room
+from foresight_bench.observing import Observers
 from foresight_bench.plan import Plan, library_versions
+from foresight_bench.plugins import Plugin
 from foresight_bench.progress import Progress
 from foresight_bench.store import Store
 
@@ -43,6 +46,7 @@ def execute(
     store: Store,
     frames: int,
     refused: Mapping[str, EnvironmentFault] = MappingProxyType({}),
+    plugins: Sequence[Plugin] = (),
 ) -> RunResult:
     """Compute the missing cells of ``plan`` and return all of them.
 
@@ -52,6 +56,7 @@ def execute(
     Args:
         frames: in the suite, for the progress bar.
         refused: why a row is not tried, by its label: see :func:`refusals`.
+        plugins: the observers among them are told how the run goes on.
 
     Raises:
         ForesightError: something that concerns every cell: data, disk, plugins.
@@ -61,14 +66,24 @@ def execute(
     machine = settings.provenance.machine
     finished = store.finished(plan.cohort, machine)
     missing = frozenset(cell.id for cell in plan.cells) - finished.keys()
-    run = _Run(plan, settings, executor, store)
-    if missing:
-        able = missing - run.give_up(missing, refused)
-        with Progress(units(plan.rows, able, frames)) as progress:
-            run.finish(cut(plan, able, settings, executor.slots), progress)
-        finished = store.readable(plan.cohort, machine)
-    cells = {cell.id: finished[cell.id] for cell in plan.cells if cell.id in finished}
+    observers = Observers(plugins)
+    run = _Run(plan, settings, executor, store, observers)
+    observers.run_started(plan, missing)
+    try:
+        if missing:
+            able = missing - run.give_up(missing, refused)
+            with Progress(units(plan.rows, able, frames)) as progress:
+                run.finish(cut(plan, able, settings, executor.slots), progress)
+    finally:
+        observers.run_finished(lambda: list(_present(plan, store, machine).values()))
+    cells = _present(plan, store, machine)
     return RunResult(cells, len({cell.id for cell in plan.cells} - missing), tuple(run.faults))
+
+
+def _present(plan: Plan, store: Store, machine: str) -> dict[str, Cell]:
+    """Return the cells of ``plan`` that have a file, by id."""
+    readable = store.readable(plan.cohort, machine)
+    return {cell.id: readable[cell.id] for cell in plan.cells if cell.id in readable}
 
 
 def refusals(plan: Plan, device: Device) -> dict[str, EnvironmentFault]:
@@ -92,11 +107,11 @@ def refusals(plan: Plan, device: Device) -> dict[str, EnvironmentFault]:
 class _Run:
     """The jobs of one run, in the slots of an executor."""
 
-    def __init__(self, plan: Plan, settings: Settings, executor: Executor, store: Store) -> None:
+    def __init__(self, plan: Plan, settings: Settings, executor: Executor, store: Store, observers: Observers) -> None:
         self.faults: list[ForesightError] = []
         self.failed: dict[str, Cell] = {}
         self._planned = {cell.id: (row, cell) for row in plan.rows for cell in row.cells}
-        self._settings, self._executor, self._store = settings, executor, store
+        self._settings, self._executor, self._store, self._observers = settings, executor, store, observers
         self._settled: set[str] = set()
         self._stopped = False
 
@@ -147,8 +162,11 @@ class _Run:
             for event in self._executor.run(job, slot):
                 progress.show(event)
                 at = event.began or at
+                if event.began in self._planned:
+                    self._observers.cell_started(self._planned[event.began][1])
                 if event.ended:
                     self._settled.add(event.ended)
+                    self._observers.cell_finished(partial(self._written, event.ended))
                 if event.error:
                     error = ForesightError(event.error, event.hint)
                     error.exit_code = event.exit_code
@@ -174,6 +192,10 @@ class _Run:
         mine = [cell.identity.cell_id() for row in job.rows if row.label == at for cell in row.cells]
         return frozenset(mine) or job.ids
 
+    def _written(self, cell_id: str) -> Cell | None:
+        identity, machine = self._planned[cell_id][1].identity, self._settings.provenance.machine
+        return self._store.find(identity.cohort, machine, identity.encoder, cell_id)
+
     def _fail(self, cell_id: str, status: str, error: ForesightError, printed: str = "") -> None:
         """Write the cell of what ended without one."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -187,6 +209,7 @@ class _Run:
         self._store.write(cell, failure=f"{error.message}\n\n{printed or 'The worker printed nothing.'}\n")
         self.failed[cell_id] = cell
         self._settled.add(cell_id)
+        self._observers.cell_finished(lambda: cell)
         if isinstance(error, EnvironmentFault) and error.message not in [fault.message for fault in self.faults]:
             self.faults.append(error)
 

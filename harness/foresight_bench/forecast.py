@@ -1,7 +1,7 @@
 """What a plan will do and about what it will take, from what the same encoders and experiments took here before.
 
-Nothing is guessed: where nothing comparable was finished on this kind of machine, time is unknown, and memory is what
-the weights alone take.
+Nothing is guessed: what nothing like was finished on this kind of machine may take any time, and of memory what the
+weights alone take.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ class Pass:
     """Taps whose features are in the cache."""
     frames: int
     """That go through the encoder."""
-    seconds: float | None
-    """Of the feature pass and the cells; None if unknown."""
+    seconds: float
+    """Of the feature pass and the cells, as far as they are known."""
+    unknown: int
+    """How many of these are not: nothing like them was run on this kind of machine."""
     memory_bytes: int
     """On the device, at the highest point; the weights alone if ``measured`` is false."""
     measured: bool
@@ -68,10 +70,14 @@ class Forecast:
     free_bytes: int | None
 
     @property
-    def seconds(self) -> float | None:
-        """Of all passes, one after the other; None if any is unknown."""
-        known = [each.seconds for each in self.passes]
-        return None if None in known else sum(each for each in known if each is not None)
+    def seconds(self) -> float:
+        """Of all passes, one after the other, as far as they are known."""
+        return sum(each.seconds for each in self.passes)
+
+    @property
+    def unknown(self) -> int:
+        """How many feature passes and cells may take any time."""
+        return sum(each.unknown for each in self.passes)
 
     def record(self) -> dict[str, object]:
         """Return everything as plain data; what `run --cells` reads is in it."""
@@ -91,6 +97,7 @@ class Forecast:
             "cells": cells,
             "passes": [asdict(each) for each in self.passes],
             "seconds": self.seconds,
+            "unknown": self.unknown,
             "free_bytes": self.free_bytes,
         }
 
@@ -111,7 +118,7 @@ class Forecast:
                     each.cells,
                     f"{each.taps} of {each.taps + each.cached}",
                     each.frames,
-                    duration(each.seconds),
+                    duration(each.seconds, each.unknown),
                     f"{'' if each.measured else 'over '}{each.memory_bytes / 1e9:.1f} GB",
                 ]
                 for each in self.passes
@@ -119,16 +126,14 @@ class Forecast:
             headers = ["encoder", "cells", "taps to compute", "frames", "time", "memory"]
             parts.append(tabulate(body, headers, disable_numparse=True, colalign=("left", *["right"] * 5)))
             free = f"; {device.name} has {self.free_bytes / 1e9:.1f} GB free" if self.free_bytes is not None else ""
-            unknown = sum(each.seconds is None for each in self.passes)
-            if self.seconds is not None:
-                spread = f", spread over {len(self.devices)} devices" if len(self.devices) > 1 else ""
-                parts.append(f"About {duration(self.seconds)} of work{spread}, as far as it was measured here{free}.")
-            else:
-                parts.append(f"Of {unknown} encoders nothing was run on this kind of machine: time unknown{free}.")
+            spread = f", to be shared by {len(self.devices)} devices" if len(self.devices) > 1 else ""
+            rest = f"; of {self.unknown} passes and cells nothing alike was run on this kind of machine"
+            time = duration(self.seconds, self.unknown)
+            parts.append(f"Time: {time}{spread}{rest if self.unknown else ''}{free}.")
         if self.skips:
             reasons: dict[str, list[str]] = {}
             for skip in self.skips:
-                reasons.setdefault(skip.reason, []).append(skip.encoder)
+                reasons.setdefault(skip.reason.partition(" (")[0], []).append(skip.encoder)
             lines = [
                 f"  {len(encoders)} cells of {', '.join(dict.fromkeys(encoders))}: {reason}"
                 for reason, encoders in reasons.items()
@@ -137,10 +142,10 @@ class Forecast:
         return "\n\n".join(parts)
 
 
-def duration(seconds: float | None) -> str:
-    """Return ``40 s``, ``3 min``, ``2.5 h``; ``?`` if unknown."""
-    if seconds is None:
-        return "?"
+def duration(seconds: float, unknown: int = 0) -> str:
+    """Return ``40 s``, ``3 min``, ``2.5 h``; ``over 3 min`` if not all of it is known, ``?`` if nothing is."""
+    if unknown:
+        return f"over {duration(seconds)}" if seconds else "?"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -196,9 +201,19 @@ class _Context:
                 times.append(None if time is None else time * self.frames)
         frames = self.frames * len(times)
         times += [self.costs.of_cell(cell) for cell in cells]
-        total = None if None in times else sum(each for each in times if each is not None)
+        known = [each for each in times if each is not None]
         peak, least = self.costs.memory.get(row.label, 0), row.weights_bytes + RESERVE
-        return Pass(row.label, len(cells), taps, cached, frames, total, max(peak, least), bool(peak))
+        return Pass(
+            row.label,
+            len(cells),
+            taps,
+            cached,
+            frames,
+            sum(known),
+            len(times) - len(known),
+            max(peak, least),
+            bool(peak),
+        )
 
     def _cached(self, stream: Stream, identity: CellIdentity) -> int:
         """Return at how many of its taps the features of ``stream`` are in the cache."""

@@ -246,7 +246,9 @@ def choose(shelf: Shelf[AdapterSpec] | Shelf[DecoderSpec], names: Sequence[str])
     Raises:
         PluginError: a name is unknown or ambiguous.
     """
-    chosen = dict.fromkeys(found for name in names for found in (shelf.names() if name == ALL else [name]))
+    chosen = dict.fromkeys(
+        found for name in names for found in ([entry.spec.name for entry in shelf] if name == ALL else [name])
+    )
     for name in chosen:
         shelf[name]
     return tuple(chosen)

@@ -49,7 +49,8 @@ class Shelf(Generic[S]):
         self._entries.setdefault(entry.spec.name, []).append(entry)
 
     def __iter__(self) -> Any:
-        return (entries[0] for _, entries in sorted(self._entries.items()))
+        """Iterate over what can be asked for by its name: not over what more than one plugin provides."""
+        return (entries[0] for _, entries in sorted(self._entries.items()) if len(entries) == 1)
 
     def names(self) -> list[str]:
         """Return all names, sorted."""

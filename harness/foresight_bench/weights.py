@@ -178,6 +178,15 @@ def _converter_digest(converter: str) -> str:
     return hashlib.sha256(converter.encode() + b"\0" + source).hexdigest()
 
 
+def converted(weights: Weights) -> Path | None:
+    """Return the file in the cache that holds what an archive was converted to, None if it is not there.
+
+    The file is not read: :func:`resolve` does that, and refuses an altered one.
+    """
+    files = _cache_files(weights, weights.archive) if weights.archive else ()
+    return files[0] if files and all(file.is_file() for file in files) else None
+
+
 def _from_package(weights: Weights, wanted: PackageFolder, needed: Needed) -> ResolvedWeights:
     spec = importlib.util.find_spec(wanted.package)
     path = Path(spec.origin).parent / wanted.path if spec is not None and spec.origin is not None else None
@@ -192,9 +201,9 @@ def _from_package(weights: Weights, wanted: PackageFolder, needed: Needed) -> Re
 def _from_cache(weights: Weights) -> ResolvedWeights:
     if weights.archive is None:
         raise Absent("the spec names no archive")
-    path, sidecar = _cache_files(weights, weights.archive)
-    if not path.is_file() or not sidecar.is_file():
+    if converted(weights) is None:
         raise Absent("not there")
+    path, sidecar = _cache_files(weights, weights.archive)
     found = hash_file(path)  # not sha256_of: a remembered digest would not notice what this is here to notice
     try:
         stored = json.loads(sidecar.read_text("utf-8"))

@@ -13,9 +13,10 @@ from foresight_bench.cli import main
 from foresight_bench.registry import Registry
 from foresight_bench.store import Store
 from foresight_bench.tables import system_text, systems
+from foresight_bench.testing.reference import page
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/plugins.md")}
 COMMANDS = sorted(
     {
         line.split("#")[0].strip()
@@ -33,6 +34,10 @@ def test_documented_commands_parse(line: str) -> None:
     while isinstance(command, click.Group):
         command = command.commands[arguments.pop(0)]
     command.make_context("foresight-bench", arguments)
+
+
+def test_the_contracts_page_is_what_the_checks_give() -> None:
+    assert (ROOT / "docs" / "contracts.md").read_text("utf-8") == page() + "\n"
 
 
 def test_readme_shows_the_committed_output() -> None:

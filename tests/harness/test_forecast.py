@@ -76,15 +76,15 @@ def forecasts(found: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 def test_what_was_never_run_is_unknown(forecasts: Callable[[], Forecast]) -> None:
     first = forecasts()
-    assert first.seconds is None
-    assert [each.seconds for each in first.passes] == [None] * len(first.passes)
+    assert first.seconds == 0
+    assert first.unknown == 5 + 6, "passes, of which one is shared, and cells"
     assert not any(each.measured for each in first.passes)
     (small,) = (each for each in first.passes if each.encoder == "dinov2:small@final")
     assert small.memory_bytes == 250 * 4 + module.RESERVE, "the weights, in float32"
     assert small.frames == FRAMES
     (pooled,) = (each for each in first.passes if each.encoder == "dinov2:small@final~pooled")
     assert (pooled.frames, pooled.taps) == (0, 0), "it shares the pass"
-    assert "time unknown" in first.text()
+    assert "Time: ?; of 11 passes and cells nothing alike was run" in first.text()
     assert "1 that cannot be computed" in first.text()
     assert "1 cells of dinov2:large@final: dinov2-large is nowhere." in first.text()
 
@@ -107,7 +107,8 @@ def test_what_was_run_says_what_the_rest_takes(forecasts: Callable[[], Forecast]
     assert two.seconds == pytest.approx(median)
     assert known.seconds == pytest.approx(56)
     assert "7 cells: 2 to compute, 4 reused, 1 that cannot be computed" in known.text()
-    assert "About 56 s of work" in known.text()
+    assert known.unknown == 0
+    assert "Time: 56 s." in known.text().replace("; cpu has 8.0 GB free", "")
     record = json.loads(json.dumps(known.record()))
     states = {cell["encoder"]: cell["state"] for cell in record["cells"]}
     assert states["oracle"] == "reused"
@@ -151,10 +152,11 @@ def test_a_plan_as_json_is_what_cells_reads(toy: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "?"), (40.4, "40 s"), (180, "3 min"), (9000, "2.5 h"), (89.9, "90 s")]
+    ("seconds", "unknown", "text"),
+    [(0, 2, "?"), (40.4, 0, "40 s"), (180, 1, "over 3 min"), (9000, 0, "2.5 h"), (89.9, 0, "90 s")],
 )
-def test_durations_are_read_at_a_glance(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
+def test_durations_are_read_at_a_glance(seconds: float, unknown: int, text: str) -> None:
+    assert duration(seconds, unknown) == text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Commands that say what there is: list, show, plugins."""
+"""Commands that say what there is: list, show."""
 
 from __future__ import annotations
 
@@ -67,32 +67,3 @@ def show(encoder: str | None, schema: bool, as_json: bool) -> None:
         click.echo(json.dumps(showing.encoder_record(spec, variants), indent=1))
     else:
         click.echo(showing.encoder_text(spec, variants))
-
-
-@click.command()
-@json_option
-@guarded
-def plugins(as_json: bool) -> None:
-    """List the plugins, the quarantined ones with their reason."""
-    from foresight_bench.registry import Registry
-
-    found = Registry.installed().plugins
-    if as_json:
-        records = [
-            {
-                "name": p.name,
-                "distribution": p.distribution,
-                "version": p.version,
-                "hooks": list(p.hooks),
-                "status": "quarantined" if p.quarantine else "ok",
-                "reason": p.quarantine,
-                "traceback": p.traceback if p.quarantine else "",
-            }
-            for p in found
-        ]
-        click.echo(json.dumps(records, indent=1))
-        return
-    for p in found:
-        click.echo(f"{p.name} ({p.distribution} {p.version}): {p.quarantine or ', '.join(p.hooks)}")
-        if p.quarantine:
-            click.echo(p.traceback.rstrip())

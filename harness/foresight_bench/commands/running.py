@@ -123,7 +123,7 @@ def _execute(asked: Session, timeout: float, cluster: RayExecutor | None = None)
     refused = {} if cluster else refusals(asked.plan, device)
     logs = asked.store.folder(asked.plan.cohort, device.machine)
     executor = cluster or LocalExecutor(asked.devices, logs, timeout, asked.pythons)
-    done = execute(asked.plan, settings, executor, asked.store, asked.frames, refused)
+    done = execute(asked.plan, settings, executor, asked.store, asked.frames, refused, asked.registry.plugins)
     if asked.shard:
         digest = plan_digest(cell.id for cell in asked.whole.cells)
         mine = tuple(dict.fromkeys(cell.id for cell in asked.plan.cells))

@@ -157,6 +157,7 @@ def _session(
 ) -> Session:
     from foresight_bench.interpreters import libraries_of
     from foresight_bench.plan import plan
+    from foresight_bench.plugins import shadows
     from foresight_bench.registry import Registry
     from foresight_bench.store import Store
     from foresight_bench.weights import resolve
@@ -165,6 +166,9 @@ def _session(
     for plugin in registry.plugins:
         if plugin.quarantine:
             note(f"Plugin {plugin.name} is quarantined: {plugin.quarantine}")
+    for name, shared in shadows(registry.plugins).items():
+        for shadow in shared:
+            note(f"Plugin {name} is not used for the {shadow}.")
     files = {name: Path(file) for name, file in _assignments(weights, "--weights", "NAME=PATH").items()}
     others = interpreters(pythons)
     for name in others:

@@ -23,6 +23,8 @@ Indices = NDArray[np.int64]
 AGREEMENT = 0.8
 """Share of the probes that must fit an explanation before a diagnosis names it."""
 
+CROPPED = "the grid shows a part of the frame, as if it had been cropped"
+
 
 @dataclass(frozen=True)
 class LayoutFinding:
@@ -186,6 +188,8 @@ def _diagnose(hits: _Hits, size: tuple[int, int]) -> str:
         return "the tap does not depend on the image"
     if (h - w) * (size[0] - size[1]) < 0:
         return f"the grid is transposed: {h} x {w} cells for {size[0]} x {size[1]} pixels"
+    if _stretched(hits) == CROPPED:  # where changes beyond the edge show up nowhere
+        return CROPPED
     if _share(_elsewhere(hits)) >= 0.5:
         return "a change in one clip shows up in another"
     expected, found = hits.expected[:, 1] * w + hits.expected[:, 2], hits.found[:, 1] * w + hits.found[:, 2]
@@ -197,7 +201,8 @@ def _diagnose(hits: _Hits, size: tuple[int, int]) -> str:
     for text, order in _orders(h, w):
         if _share(order[expected] == found) >= AGREEMENT:
             return text
-    return _offset(expected, found, h, w) or "the tokens are in no order that this check knows"
+    unknown = "the tokens are in no order that this check knows"
+    return _offset(expected, found, h, w) or _stretched(hits) or unknown
 
 
 def _share(mask: NDArray[np.bool_]) -> float:
@@ -249,3 +254,23 @@ def _offset(expected: Indices, found: Indices, h: int, w: int) -> str:
     if shifted >= AGREEMENT:
         return f"tokens are shifted by {shift} in raster order"
     return ""
+
+
+def _stretched(hits: _Hits) -> str:
+    """Return what a straight line through places expected and found says, where most are near it."""
+    there = hits.found[:, 0] >= 0
+    slopes = []
+    for axis, cells in ((1, hits.shape[1]), (2, hits.shape[2])):
+        expected, found = hits.expected[there, axis], hits.found[there, axis]
+        if len(expected) < 4 or len(np.unique(expected)) < 2:
+            return ""
+        slope, start = np.polyfit(expected, found, 1)
+        # A tenth of the side: a scramble is off by a third of it.
+        if _share(np.abs(slope * expected + start - found) <= max(1, cells / 10)) < AGREEMENT:
+            return ""
+        slopes.append(float(slope))
+    if max(slopes) > 1.15:
+        return CROPPED
+    if min(slopes) < 0.87:
+        return "the grid shows more than the frame, as if it had been padded"
+    return "tokens are near their places, not in them, as if the grid had been resampled"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import ResolvedWeights
-from foresight_bench.errors import ContractError
+from foresight_bench.errors import Unsupported
 from foresight_bench.grids import Grid
 
 
@@ -63,7 +63,7 @@ class PatchPCA:
         pixels = torch.as_tensor(frames, device=self.device)
         n, t, height, width, _ = pixels.shape
         if height % self.patch or width % self.patch:
-            raise ContractError(f"patch-pca needs sides that are multiples of {self.patch}; got {height}x{width}.")
+            raise Unsupported(f"patch-pca needs sides that are multiples of {self.patch}; got {height}x{width}.")
         images = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         columns = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         return columns.reshape(n, t, height // self.patch, width // self.patch, -1)
