@@ -793,6 +793,7 @@ NO_VALUE = {
     "devices": "names of devices",
     "digests": "of weights, which the key holds",
     "errors": "messages",
+    "fitting": "whether a plugin's hooks fit",
     "hookspecs": "which plugins there are",
     "hub": "where weights come from; the key holds their digest",
     "keys": "the key itself",

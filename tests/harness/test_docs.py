@@ -32,6 +32,8 @@ def test_documented_commands_parse(line: str) -> None:
     command: click.Command = main
     arguments = shlex.split(line)
     while isinstance(command, click.Group):
+        while arguments[0].startswith("-"):
+            assert arguments.pop(0) in {option for parameter in command.params for option in parameter.opts}
         command = command.commands[arguments.pop(0)]
     command.make_context("foresight-bench", arguments)
 

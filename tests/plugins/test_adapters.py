@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foresight_bench.clips import ClipBatch
-from foresight_bench.errors import ContractError
+from foresight_bench.errors import Unsupported
 from foresight_bench.grids import Grid, Layout
 from foresight_bench.heads import Task, TrainedAdapter, train
 from foresight_bench.specs import AdapterSpec, Recipe
@@ -213,5 +213,5 @@ def test_a_latent_cell_is_the_patch_at_its_place() -> None:
 
 
 def test_sides_that_are_no_multiple_of_the_patch_are_refused() -> None:
-    with pytest.raises(ContractError, match="multiples of 5"):
+    with pytest.raises(Unsupported, match="multiples of 5"):
         PatchPCA(weights=None, device=CPU, patch=5, components=3).fit([clips(4)])
