@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +11,11 @@ import pytest
 
 from foresight_bench.shards import Corrupt
 
-SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
-
 
 @pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import benchmarks/speed/cache.py as the script it is, with small shards."""
-    spec = importlib.util.spec_from_file_location("speed_cache", SPEED / "cache.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "speed_cache", module)
-    spec.loader.exec_module(module)
+def speed(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import benchmarks/speed/cache.py, with small shards."""
+    module = script("cache")
     monkeypatch.setattr(module, "SHARD_BYTES", 500_000)
     return module
 

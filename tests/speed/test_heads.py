@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +17,9 @@ SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
 
 
 @pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import benchmarks/speed/heads.py as the script it is, with sizes that take no time."""
-    spec = importlib.util.spec_from_file_location("speed_heads", SPEED / "heads.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "speed_heads", module)
-    spec.loader.exec_module(module)
+def speed(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import benchmarks/speed/heads.py, with sizes that take no time."""
+    module = script("heads")
     tiny = module.Size(20, 2, 6, 8, 3, 2, taps=2, seeds=2, rates=2, rows=80, paths=2, columns=6, targets=3, penalties=4)
     monkeypatch.setitem(module.SIZES, "cpu", tiny)
     return module

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+Script = Callable[[str], ModuleType]
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
 
 
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import a script of benchmarks/speed as it is."""
-    spec = importlib.util.spec_from_file_location(f"speed_{name}", SPEED / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def runs(script: Script, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import benchmarks/speed/runs.py, where a run takes 100 s, or as many less as there are GPUs, and writes cells."""
-    module = script("runs", monkeypatch)
+    module = script("runs")
     cells = sorted((SPEED.parent / "results").glob("*/*/dinov2_small/*.json"))[:3]
 
     def run(results: Path, cache: Path, arguments: Sequence[str], visible: str | None = None) -> float:
@@ -79,6 +67,6 @@ def test_efficiency_is_speed_up_by_device(runs: ModuleType) -> None:
         ("cache", "cache-h200"),
     ],
 )
-def test_the_page_shows_the_committed_results(name: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_the_committed_results(name: str, file: str, script: Script) -> None:
     results: dict[str, Any] = json.loads((SPEED / "results" / f"{file}.json").read_text("utf-8"))
-    assert script(name, monkeypatch).table(results) in (SPEED / "README.md").read_text("utf-8")
+    assert script(name).table(results) in (SPEED / "README.md").read_text("utf-8")
