@@ -32,6 +32,7 @@ from tabulate import tabulate
 from foresight_bench.cells import Cell, parse
 from foresight_bench.devices import find_devices
 from foresight_bench.digests import cache_root
+from foresight_bench.tables import combination
 
 ENCODERS = (
     *(f"dinov2:{size}{registers}~random" for size in ("giant", "large", "base", "small") for registers in ("-reg", "")),
@@ -102,7 +103,7 @@ def overhead(encoder: str, suite: str, device: str | None) -> dict[str, Any]:
 
 
 def scaling(encoders: Sequence[str], suite: str, devices: Sequence[int], further: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure the same run on each number of GPUs, one of which is 1."""
+    """Measure the same run on each number of GPUs, and whether its scores are the same on all."""
     arguments = [item for name in encoders for item in ("-e", name)] + ["--suite", suite, "--no-compile"]
     arguments += further
     seconds, scores, count_of_cells = {}, {}, 0
@@ -112,7 +113,9 @@ def scaling(encoders: Sequence[str], suite: str, devices: Sequence[int], further
             visible = ",".join(map(str, range(count)))
             seconds[str(count)] = run(results, fresh_cache(Path(folder, "cache")), arguments, visible)
             print(f"{count} GPUs: {seconds[str(count)]:.1f} s", file=sys.stderr, flush=True)
-            found = sorted(f"{cell.id} {cell.scores_sha256}" for cell in cells(results))
+            found = sorted(
+                f"{combination(cell)} {cell.identity.experiment} {cell.scores_sha256}" for cell in cells(results)
+            )
             scores[str(count)], count_of_cells = sha256("\n".join(found).encode()).hexdigest(), len(found)
     return {
         "command": f"foresight-bench run {' '.join(arguments)}",
@@ -127,14 +130,16 @@ def table(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     about = ", ".join(f"{name} {value}" for name, value in results["environment"].items())
     if "seconds" in results:
-        base = results["seconds"]["1"]
+        base = results["seconds"].get("1", float("nan"))
         rows = [
             [f"{count} GPU{'s' if count != '1' else ''}", seconds, base / seconds, base / seconds / int(count)]
             for count, seconds in results["seconds"].items()
         ]
-        equal = "the same scores, bit for bit" if len(set(results["scores"].values())) == 1 else "scores that differ"
+        equal = {0: "", 1: ", the same scores, bit for bit"}.get(
+            len(set(results.get("scores", {}).values())), ", scores that differ"
+        )
         text = tabulate(rows, ["on", "s", "speed-up", "efficiency"], "github", floatfmt=("", ".0f", ".2f", ".2f"))
-        return f"{about}. {results['jobs']} encoder jobs, {results['cells']} cells, {equal}.\n\n{text}"
+        return f"{about}. {results['jobs']} encoder jobs, {results['cells']} cells{equal}.\n\n{text}"
     whole = results["whole"]
     names = {
         "whole": "whole run, from nothing",

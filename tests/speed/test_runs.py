@@ -64,6 +64,8 @@ def test_efficiency_is_speed_up_by_device(runs: ModuleType) -> None:
     [
         ("runs", "overhead-h200"),
         ("runs", "overhead-cpu"),
+        ("runs", "scaling-h200"),
+        ("runs", "scores-h200"),
         ("cache", "cache-h200"),
     ],
 )
