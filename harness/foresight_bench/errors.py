@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 OK = 0
 CELL_FAILED = 1
@@ -83,8 +83,12 @@ class NonFinite(ContractError):
     """Features, latents or predictions hold NaN or infinity."""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> PluginError:
-    """Return the error for an unknown ``name``, with the nearest of ``choices`` in its hint."""
+def unknown(kind: str, name: str, choices: Iterable[str], quarantined: Sequence[str] = ()) -> PluginError:
+    """Return the error for an unknown ``name``, with the nearest of ``choices`` in its hint.
+
+    Args:
+        quarantined: plugins that could not be loaded, any of which may be the one that was meant.
+    """
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     if near:
@@ -93,4 +97,6 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> PluginError:
         hint = f"Known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}."
     else:
         hint = f"No plugin provides any {kind}; see `foresight-bench plugins`."
+    if quarantined:
+        hint += f" Quarantined: {', '.join(quarantined)}; `foresight-bench plugins` says why."
     return PluginError(f"Unknown {kind} '{name}'.", hint)

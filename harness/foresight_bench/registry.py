@@ -40,8 +40,9 @@ class Entry(Generic[S]):
 class Shelf(Generic[S]):
     """The specs of one kind."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, quarantined: Sequence[str]) -> None:
         self.kind = kind
+        self._quarantined = quarantined
         self._entries: dict[str, list[Entry[S]]] = {}
 
     def add(self, entry: Entry[S]) -> None:
@@ -64,7 +65,7 @@ class Shelf(Generic[S]):
         """
         entries = self._entries.get(name)
         if not entries:
-            raise unknown(self.kind, name, self._entries)
+            raise unknown(self.kind, name, self._entries, self._quarantined)
         if len(entries) > 1:
             providers = ", ".join(entry.plugin.name for entry in entries)
             raise PluginError(
@@ -79,11 +80,12 @@ class Registry:
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         self.plugins = tuple(plugins)
-        self.encoders: Shelf[EncoderSpec] = Shelf("encoder")
-        self.adapters: Shelf[AdapterSpec] = Shelf("adapter")
-        self.decoders: Shelf[DecoderSpec] = Shelf("decoder")
-        self.metrics: Shelf[MetricSpec] = Shelf("metric")
-        self.suites: Shelf[SuiteSpec] = Shelf("suite")
+        self.quarantined = tuple(plugin.name for plugin in self.plugins if plugin.quarantine)
+        self.encoders: Shelf[EncoderSpec] = Shelf("encoder", self.quarantined)
+        self.adapters: Shelf[AdapterSpec] = Shelf("adapter", self.quarantined)
+        self.decoders: Shelf[DecoderSpec] = Shelf("decoder", self.quarantined)
+        self.metrics: Shelf[MetricSpec] = Shelf("metric", self.quarantined)
+        self.suites: Shelf[SuiteSpec] = Shelf("suite", self.quarantined)
         shelves: dict[str, Shelf[Any]] = {
             "foresight_encoders": self.encoders,
             "foresight_adapters": self.adapters,

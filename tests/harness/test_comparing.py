@@ -264,7 +264,7 @@ def with_threshold(metric: str, threshold: float) -> Registry:
         )
         for spec in entry.spec.experiments
     )
-    registry.suites = Shelf("suite")
+    registry.suites = Shelf("suite", ())
     registry.suites.add(Entry(replace(entry.spec, experiments=experiments), entry.plugin))
     return registry
 

@@ -301,6 +301,16 @@ def test_unknown_names_come_with_the_nearest() -> None:
     assert "block." in caught.value.hint
 
 
+def test_an_unknown_name_names_the_plugins_that_could_not_be_loaded() -> None:
+    broken = Plugin("mine", "mine", "0.1", "mine", quarantine="It cannot be imported.")
+    with pytest.raises(PluginError) as error:
+        Registry([broken]).encoders["vit"]
+    assert "Quarantined: mine; `foresight-bench plugins` says why." in error.value.hint
+    with pytest.raises(PluginError) as error:
+        Registry([]).encoders["vit"]
+    assert "Quarantined" not in error.value.hint
+
+
 def test_random_weights_need_weights() -> None:
     with pytest.raises(PluginError, match="no weights"):
         Registry.installed().resolve("pixels~random")

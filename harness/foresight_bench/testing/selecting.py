@@ -30,7 +30,7 @@ def kind_of(name: str) -> str:
     found = [kind for kind in KINDS if _base(kind, name) in _shelf(registry, kind).names()]
     if not found:
         every = {each for kind in KINDS for each in _shelf(registry, kind).names()}
-        raise unknown("encoder, adapter, decoder or metric", name, every)
+        raise unknown("encoder, adapter, decoder or metric", name, every, registry.quarantined)
     if len(found) > 1:
         raise UsageError(f"'{name}' names {' and '.join(found)}.", "Say which with --kind.")
     return found[0]
