@@ -31,7 +31,7 @@ from foresight_bench.specs import (
     Variant,
 )
 
-FAULTS = ("sound", "nan", "crash", "short", "forgets", "raises", "slow", "refuses")
+FAULTS = ("sound", "nan", "crash", "short", "forgets", "scrambled", "raises", "slow", "refuses")
 MISCHIEF = ("chatty", "meddles", "segfault", "waits")
 """What these encoders return, if anything, is right."""
 FLOORS = ("blank", "mean-rgb", "shuffled")
@@ -252,6 +252,9 @@ class Faulty:
             time.sleep(60)
         if self.fault == "short":
             values = values[:-1]
+        if self.fault == "scrambled":
+            windows = values.reshape(n, t, h // 28, 2, w // 28, 2, 6).transpose(3, 4)
+            values = windows.reshape(values.shape)
         grids = {tap: Grid(values if tap == "late" else values[..., :3]) for tap in taps}
         if self.fault == "forgets":
             del grids["late"]

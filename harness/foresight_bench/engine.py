@@ -251,6 +251,7 @@ class Engine:
             device=self.shared.device,
             progress=lambda frames: self.emit(Event(f"{name}: features", frames)),
             cache=self._cache,
+            probed=not spec.control,  # a control may describe no region, and shows what it is by what it scores
         )
 
     def _close_cache(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -19,6 +19,7 @@ from foresight_bench.errors import ContractError, OutOfMemory
 from foresight_bench.features import COARSE_SIDE, FeatureSet
 from foresight_bench.grids import Grid
 from foresight_bench.holding import Found, Gap, Held
+from foresight_bench.layout import Values, refuse_scrambled
 
 
 def extract(
@@ -32,6 +33,7 @@ def extract(
     batch_frames: int | None = None,
     progress: Callable[[int], None] = lambda frames: None,
     cache: FeatureCache | None = None,
+    probed: bool = False,
 ) -> FeatureSet:
     """Run an encoder once over every split, or over what ``cache`` does not hold of it.
 
@@ -49,9 +51,11 @@ def extract(
         progress: called with the frames of each batch once it is through; with those of the cache at once.
         cache: where features are looked for and put. What is put is written while others work on; it is all there
             after ``cache.close()``.
+        probed: whether a few images that are not the suite's go through first, to prove that no tap is scrambled.
 
     Raises:
-        ContractError: a tap is missing, or its grid changes shape or clip count between batches.
+        ContractError: a tap is missing, its tokens are scrambled, or its grid changes shape or clip count between
+            batches.
         NonFinite: a grid holds NaN or infinity.
         OutOfMemory: all features together do not fit; found by the first batch.
     """
@@ -62,7 +66,7 @@ def extract(
     recalled = held.frames - sum((gap.stop - gap.start) * held.shapes[gap.block][1] for gap in gaps)
     if recalled:
         progress(recalled)
-    made = _compute(load(), held, gaps, data, device, batch_frames, progress, cache) if gaps else None
+    made = _compute(load(), held, gaps, data, device, batch_frames, progress, cache, probed) if gaps else None
     if cache:
         made = cache.finish(made)
     assert made is not None  # without a cache, there were gaps
@@ -88,6 +92,7 @@ def _compute(
     batch_frames: int | None,
     progress: Callable[[int], None],
     cache: FeatureCache | None,
+    probed: bool,
 ) -> Pass:
     """Fill the gaps, and return what that took."""
     memory = device_memory(device)
@@ -120,6 +125,16 @@ def _compute(
     weighed = batching.settle(
         clips_of(first), lambda clips: encode(clips, first.taps), lambda found: weigh(found, frames_of(first))
     )
+    if probed:
+        taps = [tap for tap in held.taps if any(tap in gap.taps for gap in gaps)]
+
+        def shown(clips: ClipBatch) -> Iterator[tuple[slice, Values]]:
+            for part, found in batching.run(clips, lambda clips: encode(clips, taps)):
+                yield part, {tap: each for tap, (each, _) in found.items()}
+                progress(0)  # a sign of life
+
+        # Of the shortest clips: in batches that the pass will have too, and of the fewest frames.
+        refuse_scrambled(shown, clips_of(min(gaps, key=frames_of))[:1])
     for gap in gaps:
         for part, found in batching.run(clips_of(gap), lambda clips: encode(clips, gap.taps)):  # noqa: B023 - run here
             if not weighed:

@@ -27,10 +27,12 @@ FEATURE_CODE = (
     "features",
     "grids",
     "holding",
+    "layout",
+    "scrambles",
     "shards",
     "specs",
 )
-"""Modules of the harness that a feature goes through, or that an encoder is built with."""
+"""Modules of the harness that a feature goes through, that refuse one, or that an encoder is built with."""
 
 
 class FeatureIdentity(Record):

@@ -162,6 +162,10 @@ FAULTS = {
     "raises": ("error", "out of luck"),
     "short": ("contract", "clips for a batch"),
     "forgets": ("contract", "no grid for tap 'late'"),
+    "scrambled": (
+        "contract",
+        "Tap 'early': tokens stand in windows of 2 x 2; 73% of 15 changes of one patch show up in the wrong token.",
+    ),
 }
 
 
