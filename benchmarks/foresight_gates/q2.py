@@ -25,7 +25,6 @@ from foresight_gates.targets import cell_targets
 READOUT = "tokens"
 COMMON = 16
 """Side of the grid on which encoders of different resolution are compared."""
-BOX_METRICS = ("box_iou", "map50", "map")
 CONFIDENCES = tuple(level / 20 for level in range(2, 19))
 """Objectness levels among which `val` chooses the one above which a box is an answer."""
 
@@ -128,7 +127,7 @@ class InformationPreservation:
         ranked = [p.ranked() for p in proposals]
         found = {}
         for metric in metrics:
-            if metric in BOX_METRICS:
+            if bench.shared.registry.metrics[metric].spec.kind == "boxes":
                 found[metric] = bench.score_boxes(metric, split, confident if metric == "box_iou" else ranked)
             else:
                 found[metric] = bench.score_frames(metric, split, frames)

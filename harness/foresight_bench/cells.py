@@ -66,7 +66,7 @@ class CellIdentity(Record):
     seed: int
     """Seed of everything random in the cell."""
     parameters: dict[str, dict[str, Parameter]]
-    """Resolved parameters by part (encoder, adapter, decoder, experiment)."""
+    """Resolved parameters by part (encoder, adapter, decoder, experiment); of further metrics their versions."""
     weights: dict[str, str]
     """SHA-256 of every weights file used, by weights name."""
     precision: str

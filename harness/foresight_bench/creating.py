@@ -52,7 +52,7 @@ def create(kind: str, name: str, parent: Path) -> Path:
             "encoder": f"-e {name}",
             "adapter": f"-e dinov2 -a {name}",
             "decoder": f"-e dinov2 -d {name}",
-            "metric": "-e dinov2",
+            "metric": f"-e dinov2 --metric {name}",
         }[kind],
     }
     try:

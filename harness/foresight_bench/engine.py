@@ -38,6 +38,7 @@ from foresight_bench.errors import (
 )
 from foresight_bench.extraction import extract
 from foresight_bench.features import FeatureSet
+from foresight_bench.further import PART, reporting
 from foresight_bench.isolation import restored
 from foresight_bench.jobs import CELL_UNITS, Event, Job, frame_count
 from foresight_bench.judging import metric_results
@@ -269,7 +270,8 @@ class Engine:
 
     def _run_cell(self, cell: PlannedCell, features: FeatureSet, adapting: Adapting, started: float) -> None:
         identity = cell.identity
-        spec = self.experiments[identity.experiment]
+        own = self.experiments[identity.experiment]
+        (spec,) = reporting(self.registry, [own], identity.parameters.get(PART, ()))
         controls = self._control_scores(cell) if cell.controls else None
         names = identity.adapter or "", identity.decoder or ""
         bench = Bench(self.shared, features, identity.seed, *names, adapting, identity.encoder)

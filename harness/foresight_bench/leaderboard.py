@@ -9,6 +9,7 @@ from tabulate import tabulate
 from foresight_bench.calibration import calibration
 from foresight_bench.cells import Cell, MetricResult
 from foresight_bench.errors import DataError
+from foresight_bench.further import metrics
 from foresight_bench.registry import Registry
 from foresight_bench.specs import ExperimentSpec, SuiteSpec
 from foresight_bench.store import Store
@@ -66,6 +67,8 @@ def _cohort(suite: SuiteSpec, cohort: str, cells: Sequence[Cell], store: Store) 
     for spec in suite.experiments:
         here = [c for c in cells if c.identity.experiment == spec.name]
         text.append(f"### {spec.name}: {spec.question}\n\n" + _experiment_table(suite, spec, here) + "\n")
+    if beside := further_table(suite, rows):
+        text.append("### Metrics beside the suite's (reported)\n\n" + beside + "\n")
     dimensions = _spaces_table(rows)
     if dimensions:
         text.append("### Both spaces by themselves (Q1, reported)\n\n" + dimensions + "\n")
@@ -136,6 +139,27 @@ def _spaces_table(cells: Sequence[Cell]) -> str:
         for metric, values in spaces(cell).items()
     ]
     headers = ["system", "tap", "metric", *SPACES.values()]
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True) if body else ""
+
+
+def further_table(suite: SuiteSpec, cells: Sequence[Cell]) -> str:
+    """Return what ``run --metric`` measured, one row a cell and metric; empty if there is nothing."""
+    own = {spec.name: metrics(spec) for spec in suite.experiments}
+    body = [
+        [
+            _name(cell),
+            cell.identity.experiment,
+            cell.tap,
+            result.metric,
+            result.implementation,
+            result.direction,
+            with_interval(result.estimate),
+        ]
+        for cell in sorted(cells, key=lambda cell: (cell.identity.experiment, combination(cell)))
+        for result in cell.metrics
+        if result.metric not in own.get(cell.identity.experiment, (result.metric,))
+    ]
+    headers = ["system", "experiment", "tap", "metric", "version", "better", "value"]
     return tabulate(body, headers, tablefmt="github", disable_numparse=True) if body else ""
 
 

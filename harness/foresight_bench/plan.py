@@ -14,6 +14,7 @@ from foresight_bench.cells import CellIdentity, CodeIdentity
 from foresight_bench.checkpoints import PICKLES, Checkpoint
 from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.errors import EnvironmentFault, WeightsError, unknown
+from foresight_bench.further import PART, metrics, reporting
 from foresight_bench.names import Stream
 from foresight_bench.plugins import Plugin
 from foresight_bench.registry import Entry, Registry, Shelf, code_digest
@@ -165,6 +166,8 @@ class Selection:
     """Whether the suite's control rows run beside the encoders."""
     limit: int = 0
     """Clips of each block that are used at most, for a first try whose results no table accepts; 0 for all."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that are reported beside the suite's."""
 
 
 def plan(
@@ -182,12 +185,14 @@ def plan(
 
     Raises:
         PluginError: a name is unknown or ambiguous.
+        UsageError: no experiment measures what one of the metrics scores.
         WeightsError: weights cannot be had, and no encoder can be run without them. Where some can, the cells of the
             others are ``lacking``.
     """
     suite_entry = registry.suites[selection.suite]
     suite = suite_entry.spec
     experiments = choose_experiments(suite, selection.experiments)
+    full = {spec.name: spec for spec in reporting(registry, experiments, selection.metrics)}
     adapters = choose(registry.adapters, selection.adapters or (suite.default_adapter,))
     decoders = choose(registry.decoders, selection.decoders or (suite.default_decoder,))
     names = choose_encoders(registry, suite, selection.encoders)
@@ -196,7 +201,7 @@ def plan(
     rows = {**controls, **{label: streams for label, streams in wanted.items() if label not in controls}}
 
     weights, lacking = {}, {}
-    for each, needed in needed_weights(registry, suite, experiments, rows.values(), decoders):
+    for each, needed in needed_weights(registry, suite, full.values(), rows.values(), decoders):
         try:
             weights[each.name] = find(each, needed)
         except WeightsError as error:
@@ -221,7 +226,8 @@ def plan(
                     decoders if "decoder" in experiment.axes else (None,),
                 ):
                     same, others = (ids.setdefault((experiment.name, each, decoder), {}) for each in (adapter, None))
-                    identity = context.identity(label, streams, experiment, adapter, decoder, seed)
+                    measured = experiment if control else full[experiment.name]
+                    identity = context.identity(label, streams, measured, adapter, decoder, seed)
                     missing = next((lacking[name] for name in identity.weights if name in lacking), None)
                     cell = PlannedCell(identity, {} if label in controls else {**others, **same}, missing)
                     if label in controls:
@@ -352,6 +358,9 @@ class _Context:
         parameters = {"suite": dict(suite.params), "experiment": dict(experiment.params)}
         if self.limit:
             parameters["suite"]["limit"] = self.limit
+        own = {name for spec in suite.experiments if spec.name == experiment.name for name in metrics(spec)}
+        if further := {name: registry.metrics[name].spec.version for name in metrics(experiment) if name not in own}:
+            parameters[PART] = dict(further)
         targets = [(self.suite.plugin, suite.target), (self.suite.plugin, experiment.target)]
         needed: list[tuple[Weights | None, Needed]] = []
         taps: list[str] = []

@@ -28,6 +28,7 @@ OPTIONS = (
     click.option("--adapter", "-a", "adapters", multiple=True, help="Adapter, or all.  [default: the suite's]"),
     click.option("--decoder", "-d", "decoders", multiple=True, help="Video decoder, or all.  [default: the suite's]"),
     click.option("--all", "everything", is_flag=True, help="Every encoder, adapter and decoder."),
+    click.option("--metric", "metrics", multiple=True, help="Metric to report beside the suite's; may be repeated."),
     suite_option,
     click.option("--seed", "seeds", multiple=True, default=(0,), help="Seed; may be repeated.  [default: 0]"),
     click.option(
@@ -110,6 +111,7 @@ def session(
     pythons: Sequence[str] = (),
     precision: Any = None,
     compiled: bool | None = None,
+    metrics: tuple[str, ...] = (),
     find: Callable[[str | None], tuple[Device, ...]] | None = None,
 ) -> Session:
     """Return the session of the options, on the devices that ``find`` finds; on this machine if it is None.
@@ -138,6 +140,7 @@ def session(
         precision=precision,
         compiled=compiled,
         limit=limit or 0,
+        metrics=metrics,
     )
     ids = None
     if cells is not None:
