@@ -10,6 +10,7 @@ import click
 
 from foresight_bench.commands.caching import cache_group
 from foresight_bench.commands.checking import check, new
+from foresight_bench.commands.finding import findings
 from foresight_bench.commands.health import doctor, plugins
 from foresight_bench.commands.looking import list_command, show
 from foresight_bench.commands.results import compare, leaderboard, merge, rescore, validate
@@ -48,7 +49,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 COMMANDS = (
     *(run, plan, calibrate),
-    *(compare, leaderboard, merge, rescore, validate),
+    *(compare, leaderboard, findings, merge, rescore, validate),
     *(new, check),
     *(list_command, plugins, doctor, show, scenes, cache_group),
 )
