@@ -48,6 +48,8 @@ def diagnose(hits: Hits, size: tuple[int, int]) -> str:
     _, h, w = hits.shape
     if _share(hits.found[:, 0] < 0) >= AGREEMENT:
         return "the tap does not depend on the image"
+    if _channels_first(hits):
+        return "channels stand where rows should, as in [N, C, H, W]: permute(0, 2, 3, 1)"
     if (h - w) * (size[0] - size[1]) < 0:
         return f"the grid is transposed: {h} x {w} cells for {size[0]} x {size[1]} pixels"
     if _stretched(hits) == CROPPED:  # where changes beyond the edge show up nowhere
@@ -109,6 +111,15 @@ def _elsewhere(hits: Hits) -> NDArray[np.bool_]:
         mine = (place == places[number]).all()
         elsewhere.append(bool(place[0] < 0 or (not mine and (together == place).all(1).any())))
     return np.array(elsewhere)
+
+
+def _channels_first(hits: Hits) -> bool:
+    """Return whether the second axis of the grid follows the rows of the image, and the first one no column."""
+    _, h, w = hits.shape
+    down = hits.expected[:, 1] * w // h, hits.found[:, 2]
+    across = hits.expected[:, 2] * h // w, hits.found[:, 1]
+    follows = (_share(abs(want - got) <= max(1, cells // 8)) for (want, got), cells in ((down, w), (across, h)))
+    return next(follows) >= AGREEMENT and next(follows) < 0.5
 
 
 def _orders(h: int, w: int) -> Iterator[tuple[str, Indices]]:

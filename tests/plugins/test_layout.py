@@ -135,6 +135,7 @@ SCRAMBLES: dict[str, tuple[Scramble, str]] = {
     "prefix left in": (left_in(5), "tokens stand 5 late in raster order, as if 5 prefix"),
     "one corner": (last_two_swapped, "single tokens are misplaced"),
     "last row": (last_row_reversed, "single tokens are misplaced"),
+    "channels first": (lambda v: v.permute(0, 1, 4, 2, 3), "channels stand where rows should"),
     "shuffled": (
         as_raster(lambda x: x[:, :, torch.randperm(96, generator=torch.manual_seed(0))]),
         "in no order",
