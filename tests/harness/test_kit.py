@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from foresight_bench.commands.checking import _text
 from foresight_bench.testing.kit import (
     Broken,
     Checks,
@@ -84,3 +85,13 @@ def test_an_interrupt_gets_out() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_checks(checks, None)
+
+
+def test_the_same_error_is_traced_once() -> None:
+    def finding(check: str, message: str) -> Finding:
+        return Finding(check, "A MUST.", Status.FAIL, message, 0.1, f"Traceback of {message}")
+
+    text = _text([finding("shapes", "ValueError: a"), finding("finite", "ValueError: a"), finding("layout", "other")])
+    assert text.count("Traceback of ValueError: a") == 1
+    assert "ValueError: a (as in shapes)" in text
+    assert "Traceback of other" in text

@@ -58,12 +58,15 @@ def check(name: str, kind: str | None, device: str, as_json: bool) -> None:
 
 
 def _text(findings: list[Finding]) -> str:
-    """Return a line for each check, and under it what is wrong."""
+    """Return a line for each check, and under it what is wrong; the same error's traceback once."""
     width = max(len(found.check) for found in findings)
+    traced: dict[str, str] = {}
     lines: list[Any] = []
     for found in findings:
         lines.append(f"{found.status:<15} {found.check:<{width}}  {found.seconds:5.1f} s  {found.must}")
+        first = traced.setdefault(found.message, found.check) if found.traceback else found.check
         if found.message:
-            lines.append(f"{'':<15} {found.message}")
-        lines += [f"{'':<15} {line}" for line in found.traceback.splitlines()]
+            lines.append(f"{'':<15} {found.message}{'' if first == found.check else f' (as in {first})'}")
+        if first == found.check:
+            lines += [f"{'':<15} {line}" for line in found.traceback.splitlines()]
     return "\n".join(lines)
