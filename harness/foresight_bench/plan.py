@@ -430,7 +430,7 @@ class _Context:
 
 
 def _code(targets: Iterable[tuple[Plugin, str]]) -> dict[str, CodeIdentity]:
-    """Return the identity of every package that ``targets`` live in, and of the harness."""
+    """Return the identity of every package that ``targets`` or the specs naming them live in, and of the harness."""
     distribution = "foresight-bench"
     code = {
         "foresight_bench": CodeIdentity(
@@ -440,10 +440,11 @@ def _code(targets: Iterable[tuple[Plugin, str]]) -> dict[str, CodeIdentity]:
         )
     }
     for plugin, path in targets:
-        package = path.partition(":")[0].partition(".")[0]
-        code[package] = CodeIdentity(
-            distribution=plugin.distribution, version=plugin.version, digest=code_digest(package)
-        )
+        for module in (plugin.module, path):
+            package = module.partition(":")[0].partition(".")[0]
+            code[package] = CodeIdentity(
+                distribution=plugin.distribution, version=plugin.version, digest=code_digest(package)
+            )
     return code
 
 

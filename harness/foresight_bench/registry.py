@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -200,7 +201,7 @@ def suite_data(suite: SuiteSpec, limit: int = 0) -> Data:
 
 @lru_cache(maxsize=64)
 def code_digest(package: str) -> str:
-    """Return a SHA-256 over the Python sources of an import package.
+    """Return a SHA-256 over the Python sources of an import package, and what of it is compiled.
 
     The content, not the version, so that an editable or locally changed install is told apart.
     """
@@ -208,7 +209,10 @@ def code_digest(package: str) -> str:
     if spec is None or not spec.origin:
         raise PluginError(f"Cannot find the package {package}.")
     origin = Path(spec.origin)
-    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    files = [origin]
+    if origin.name == "__init__.py":
+        code = (".py", *EXTENSION_SUFFIXES)
+        files = sorted(file for file in origin.parent.rglob("*") if file.name.endswith(code) and file.is_file())
     digest = sha256()
     for file in files:
         digest.update(file.relative_to(origin.parent).as_posix().encode())
