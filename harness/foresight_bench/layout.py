@@ -68,7 +68,7 @@ def planned(
     Args:
         rng: draws places and frames.
         shapes: of the grids of all taps.
-        size: height and width of the frames, no less than cells of any grid.
+        size: height and width of the frames.
         frames: of a clip.
         batch: clips of a pass; each takes one probe, so that clips that are mixed up show too.
         probes: in all, rounded up to a multiple of ``batch``.
@@ -137,9 +137,6 @@ def refuse_scrambled(encode: Callable[[ClipBatch], Iterator[tuple[slice, Values]
     base = noise(rng, like.frames.shape)
     before = {tap: each[:1] for _, values in encode(replace(like, frames=base)) for tap, each in values.items()}
     shapes: dict[str, Shape] = {tap: (each.shape[1], each.shape[2], each.shape[3]) for tap, each in before.items()}
-    shapes = {tap: (t, h, w) for tap, (t, h, w) in shapes.items() if h <= height and w <= width}
-    if not shapes:
-        return
     plan = planned(rng, list(shapes.values()), (height, width), frames, PROBES, PROBES)
     changed = base.repeat(PROBES, 0)
     for probe in plan:

@@ -151,6 +151,7 @@ def test_what_nothing_measures_and_what_is_unknown_are_refused(mine: Path) -> No
         reporting(registry, [q1], ["my-spaces", "my-boxes"])
     with pytest.raises(PluginError, match="Unknown metric 'my-box'"):
         reporting(registry, [c1, q1, q2], ["my-box"])
+    assert reporting(registry, [c1, q1, q2], ["psnr", "box_iou"]) == (c1, q1, q2)
     twice = reporting(registry, [q2], ["my-boxes", "my-boxes"])
     assert metrics(twice[0]) == (*metrics(q2), "my-boxes")
 

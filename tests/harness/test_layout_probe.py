@@ -141,8 +141,16 @@ def test_what_no_permutation_of_a_grid_explains_is_let_through(name: str) -> Non
     features(Means(HONEST[name]))
 
 
-def test_a_grid_of_more_cells_than_pixels_is_not_asked() -> None:
-    features(Means(lambda v: v.repeat_interleave(20, 2).repeat_interleave(20, 3)))
+def test_a_grid_of_more_cells_than_pixels_hides_no_scramble_of_the_others() -> None:
+    class Fine(Means):
+        def encode(self, clips: ClipBatch, taps: Sequence[str]) -> Mapping[str, Grid]:
+            found = dict(super().encode(clips, taps))
+            values = found["early"].values
+            return found | {"early": Grid(values.repeat_interleave(20, 2).repeat_interleave(20, 3))}
+
+    features(Fine())
+    with pytest.raises(ContractError, match="Tap 'late': tokens stand in windows of 2 x 2"):
+        features(Fine(windows(2)))
 
 
 def test_the_probe_is_one_clip_and_changed_copies_of_the_shortest_length_and_changes_no_feature() -> None:
@@ -200,9 +208,16 @@ def test_proof_takes_enough_places_and_enough_agreement() -> None:
     assert not proven(hits(ten, [*turned(ten[:7]), 7, 8, 9]))
 
 
+def test_places_that_a_scramble_leaves_where_they_are_prove_nothing() -> None:
+    diagonal = [9 * index for index in range(8)]
+    assert not proven(hits(diagonal, diagonal, side=8))
+
+
 def test_a_displacement_that_does_not_go_around_proves_nothing() -> None:
     inner = [cell for cell in range(64) if cell % 8 < 7]
     assert not proven(hits(inner, [cell + 1 for cell in inner], side=8))
+    held = [7, 15, 23]
+    assert not proven(hits(inner + held, [cell + 1 for cell in inner] + held, side=8))
     every = list(range(64))
     assert "rolled by 0 rows and 1 columns" in proven(
         hits(every, [cell // 8 * 8 + (cell + 1) % 8 for cell in every], side=8)
