@@ -35,6 +35,8 @@ FAULTS = ("sound", "nan", "crash", "short", "forgets", "scrambled", "raises", "s
 MISCHIEF = ("chatty", "meddles", "segfault", "waits")
 """What these encoders return, if anything, is right."""
 FLOORS = ("blank", "mean-rgb", "shuffled")
+AMIDST = 4
+"""The call of an encoder in which something happens: the second batch of its pass, before which two show its layout."""
 
 
 def _experiment(
@@ -231,16 +233,16 @@ class Faulty:
         from foresight_bench.grids import Grid
 
         self.calls += 1
-        if self.fault == "sound" and self.calls == 2:
+        if self.fault == "sound" and self.calls == AMIDST:
             _strike("features")
-        if self.fault in MISCHIEF and self.calls == 2:
+        if self.fault in MISCHIEF and self.calls == AMIDST:
             getattr(self, f"_{self.fault}")()
         n, t, h, w = clips.shape
         frames = torch.from_numpy(clips.frames).float() / 255
         cells = frames.reshape(n, t, h // 14, 14, w // 14, 14, 3)
         mean, std = cells.mean((3, 5)), cells.std((3, 5))
         values = torch.cat([mean, std], -1) + self.shift
-        if self.fault == "nan" and self.calls == 2:
+        if self.fault == "nan" and self.calls == AMIDST:
             values[0, 0, 0, 0, 0] = torch.nan
         if self.fault == "crash":
             os._exit(7)
