@@ -67,8 +67,7 @@ def clean(tmp_path: Path) -> Clean:
     weights = cache_root() / "weights"
     weights.mkdir(parents=True, exist_ok=True)
     (cache / "weights").symlink_to(weights)  # LPIPS need not be fetched again; features are not to be left there
-    # Both cores, which OMP_NUM_THREADS takes away where tests run in parallel.
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "OMP_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     added = {
         "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "FORESIGHT_BENCH_CACHE": str(cache),
