@@ -68,8 +68,8 @@ class Calibration:
             for c in self.checks
         ]
 
-    def text(self, style: str = "simple") -> str:
-        """Return a table with one row a threshold and one column a floor."""
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and body of a table with one row a threshold and one column a floor."""
         floors = list(dict.fromkeys(c.control for c in self.checks if c.must == "fail"))
         body = []
         for key in dict.fromkeys((c.experiment, c.decoder, c.metric) for c in self.checks):
@@ -84,7 +84,11 @@ class Calibration:
                 + ["yes" if all(c.holds for c in checks) else "NO"]
             )
         headers = ["experiment", "decoder", "metric", "threshold", "ceiling, must pass"]
-        headers += [f"{floor}, must fail" for floor in floors] + ["separates"]
+        return headers + [f"{floor}, must fail" for floor in floors] + ["separates"], body
+
+    def text(self, style: str = "simple") -> str:
+        """Return that table as text."""
+        headers, body = self.table()
         return tabulate(body, headers, tablefmt=style, disable_numparse=True)
 
 

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import click
 
+from foresight_bench.commands.boarding import leaderboard
 from foresight_bench.commands.caching import cache_group
 from foresight_bench.commands.checking import check, new
 from foresight_bench.commands.finding import findings
 from foresight_bench.commands.health import doctor, plugins
 from foresight_bench.commands.looking import list_command, show
-from foresight_bench.commands.results import compare, leaderboard, merge, rescore, validate
+from foresight_bench.commands.results import compare, merge, rescore, validate
 from foresight_bench.commands.running import calibrate, plan, run
 from foresight_bench.commands.scenes import scenes
 

@@ -222,6 +222,9 @@ class DecoderSpec:
     """Under which it may be used."""
     extras: tuple[str, ...] = ()
     """Extras of the distribution that must be installed."""
+    surrogate: str = ""
+    """Why it can only stand in for a published video decoder, in a clause; empty if it is one. Tables mark what was
+    scored through it."""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def _cell_problems(cell: Cell, taken: Intake, registry: Registry) -> Iterator[st
         yield f"the scores {text} are not those of its clips"
 
 
-def _origin_problems(cell: Cell, registry: Registry) -> Iterator[str]:
-    """Say what is wrong with where a cell comes from, whatever it holds."""
+def foreign(cell: Cell, registry: Registry) -> Iterator[str]:
+    """Say why the installed suite cannot speak of a cell: it is of another cohort, or of no experiment of the suite."""
     identity = cell.identity
     smoke = SMOKE.fullmatch(identity.cohort)
     if smoke:
@@ -81,6 +81,11 @@ def _origin_problems(cell: Cell, registry: Registry) -> Iterator[str]:
             yield f"its cohort is not that of the installed suite, {expected}"
         if identity.experiment not in suite_experiments(suite):
             yield f"{identity.experiment} is no experiment of the suite {suite.name}"
+
+
+def _origin_problems(cell: Cell, registry: Registry) -> Iterator[str]:
+    """Say what is wrong with where a cell comes from, whatever it holds."""
+    yield from foreign(cell, registry)
     if cell.provenance.dirty:
         yield "computed from a tree with uncommitted changes"
 

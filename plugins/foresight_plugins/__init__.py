@@ -38,6 +38,7 @@ def foresight_decoders() -> Sequence[DecoderSpec]:
             description="linear patch codec fitted on the train split: the leading principal components of each patch",
             # 14 pixels, the grid of the controls: what `pixels` scores is then the adapter's doing, not resampling's.
             params={"patch": 14, "components": 96},
+            surrogate="a linear codec of patches, no video decoder",
         ),
         *AUTOENCODERS,
     )

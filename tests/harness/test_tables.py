@@ -1,19 +1,15 @@
-"""What people read: numbers, gate lines, the leaderboard's bytes."""
+"""What people read: numbers, gate lines, tables."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from foresight_bench.cells import Cell, Estimate, MetricResult
-from foresight_bench.cli import main
 from foresight_bench.engine import classify
 from foresight_bench.errors import WeightsError
-from foresight_bench.leaderboard import page
 from foresight_bench.registry import Registry
 from foresight_bench.specs import GateSpec
 from foresight_bench.store import Store
@@ -126,22 +122,6 @@ def test_what_is_said_of_each_space_stands_side_by_side(dinov2: list[Cell]) -> N
     assert spaces_table(next(cell for cell in dinov2 if cell.identity.experiment == "Q2")) == ""
 
 
-def test_the_leaderboard_shows_both_spaces(dinov2: list[Cell], tmp_path: Path) -> None:
-    shutil.copytree(COMMITTED, tmp_path, dirs_exist_ok=True)
-    store = Store(tmp_path)
-    q1 = with_spaces(next(cell for cell in dinov2 if cell.identity.experiment == "Q1"))
-    store.path(q1).unlink()  # a finished cell is never written over
-    store.write(q1)
-    text = page(Registry.installed(), store)
-    system = f"dinov2:small, {q1.identity.decoder}"
-    rows = [re.split(r" *\| *", line) for line in text.splitlines() if "| dim_mle " in line]
-    (row,) = (row for row in rows if row[1] == system)
-    assert row[1:-1] == [
-        system, q1.tap, "dim_mle",
-        "12.1 [11.1, 13.1]", "45.8 [44.8, 46.8]", "3.785 [2.785, 4.785]",
-    ]  # fmt: skip
-
-
 def test_what_adapters_share_is_shown_once(dinov2: list[Cell]) -> None:
     suite = Registry.installed().suites["quick"].spec
     c1, q1 = (next(cell for cell in dinov2 if cell.identity.experiment == name) for name in ("C1", "Q1"))
@@ -163,24 +143,6 @@ def test_seeds_are_systems_of_their_own(dinov2: list[Cell]) -> None:
     assert [system[3] for system in groups] == [0, 4]
     for (_, _, _, seed), group in groups.items():
         assert [cell.identity.seed for cell in group] == [seed] * 3
-
-
-def leaderboard(results: Path, output: Path, *arguments: str) -> int:
-    command = ["leaderboard", "--results", str(results), "--output", str(output), *arguments]
-    return CliRunner().invoke(main, command).exit_code
-
-
-def test_the_leaderboard_is_deterministic_and_its_check_sees_drift(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(COMMITTED, results)
-    one, two = tmp_path / "one.md", tmp_path / "two.md"
-    assert leaderboard(results, one) == 0
-    assert leaderboard(results, two) == 0
-    assert one.read_bytes() == two.read_bytes() == (ROOT / "BENCHMARKS.md").read_bytes()
-    assert leaderboard(results, one, "--check") == 0
-    one.write_text(one.read_text().replace("PIVOT", "PROCEED", 1))
-    assert leaderboard(results, one, "--check") == 6
-    assert leaderboard(tmp_path / "nothing", one) == 4
 
 
 def test_committed_cells_are_whole_clean_and_anonymous() -> None:

@@ -44,6 +44,7 @@ def _spec(name: str, family: str, repo: str, subfolder: str, licence: str, descr
         params={"family": family},
         weights=Weights(name, hub=hub, licence=licence),
         licence=licence,
+        surrogate="" if FAMILIES[family].stride else "an image autoencoder, which knows no motion",
     )
 
 
@@ -58,6 +59,7 @@ LTX_TINY = DecoderSpec(
         licence="Apache-2.0",
     ),
     licence="Apache-2.0",
+    surrogate="LTX-Video's architecture at a hundredth of its size, trained on scenes alone",
 )
 
 AUTOENCODERS = (
