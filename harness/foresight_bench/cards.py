@@ -13,6 +13,7 @@ from foresight_bench.admission import Admitted
 from foresight_bench.cells import Parameter
 from foresight_bench.errors import ForesightError
 from foresight_bench.intake import Intake, plain
+from foresight_bench.labels import streams_of
 from foresight_bench.registry import Registry
 from foresight_bench.showing import runs
 from foresight_bench.specs import EncoderSpec, Variant
@@ -54,11 +55,7 @@ def cards(found: Sequence[Admitted], registry: Registry, taken: Intake) -> tuple
     """Return a card for every encoder and variant that has a part in ``found``, in alphabetical order."""
     parts: dict[str, list[tuple[Admitted, names.Stream, int]]] = {}
     for each in found:
-        try:
-            streams = names.parse(each.cell.identity.encoder)
-        except ForesightError:
-            continue
-        for index, stream in enumerate(streams):
+        for index, stream in enumerate(streams_of(each.cell.identity.encoder)):
             parts.setdefault(str(names.Stream(stream.name, stream.variant)), []).append((each, stream, index))
     return tuple(_card(name, parts[name], registry, taken) for name in sorted(parts))
 

@@ -30,8 +30,8 @@ def leaderboard(check: bool, results: Path, output: Path | None, site: Path | No
 
     Files that are altered, of another cohort than the installed suite's or of a later schema are left out, and named.
     """
-    from foresight_bench.board import build
     from foresight_bench.board_files import as_csv, as_json
+    from foresight_bench.building import build
     from foresight_bench.leaderboard import page
     from foresight_bench.registry import Registry
     from foresight_bench.store import write_atomically

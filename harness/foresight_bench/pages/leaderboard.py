@@ -9,10 +9,11 @@ from itertools import groupby
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from foresight_bench.board import Board, Cohort, Kind, Placed, Row, Section, family_of, size_of
+from foresight_bench.board import Board, Cohort, Placed, Row, Section
 from foresight_bench.board_files import rounded, row_record
 from foresight_bench.cards import Card
 from foresight_bench.cells import MetricResult
+from foresight_bench.labels import Kind, family_of, size_of
 from foresight_bench.pages import shell
 from foresight_bench.pages.fronts import Front, fronts
 from foresight_bench.tables import threshold
