@@ -65,8 +65,9 @@ def _cohort(cohort: Cohort) -> str:
     parts = [
         f"## {text(suite.name)}, version {text(suite.version)}, on {text(cohort.machine)}\n",
         f"{text(suite.description)}. Cohort `{cohort.name}`, {where}; {libraries}.\n",
-        "### Gate\n\n" + _gates(cohort),
     ]
+    if any(each.complete for each in cohort.candidates):
+        parts.append("### Gate\n\n" + _gates(cohort))
     if incomplete := [each for each in cohort.candidates if not each.complete]:
         parts.append("### Incomplete\n\nGated metrics that are there, of those that the gates ask for.\n")
         parts.append(_incomplete(incomplete))

@@ -21,6 +21,7 @@ from foresight_bench.cells import Estimate
 from foresight_bench.cli import main
 from foresight_bench.intake import Problem
 from foresight_bench.leaderboard import page
+from foresight_bench.pages.leaderboard import rendered
 from foresight_bench.registry import Registry
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,15 @@ def test_what_is_left_out_is_said_and_no_results_are_an_error(tmp_path: Path) ->
     assert "Left out: notes.txt: no cell vouches for it" in done.output
     assert "- notes.txt: no cell vouches for it" in (tmp_path / "site" / "BENCHMARKS.md").read_text()
     assert leaderboard("--results", tmp_path / "nothing", "--site", tmp_path / "site").exit_code == 4
+
+
+def test_a_board_of_controls_alone_has_no_gates(tmp_path: Path) -> None:
+    shutil.copytree(COMMITTED, tmp_path / "results", ignore=shutil.ignore_patterns("dinov2*"))
+    found = build(tmp_path / "results", Registry.installed())
+    text = page(found)
+    assert "### Gate" not in text
+    assert "### Calibration" in text
+    assert "<h2" in rendered(found)
 
 
 # Markdown.

@@ -313,6 +313,21 @@ def test_a_card_says_what_an_encoder_is(copied: Path) -> None:
     assert card.pictured == "dinov2:small + linear + ltx-tiny"
 
 
+def test_a_hybrid_has_a_part_in_the_card_of_each_of_its_encoders(tmp_path: Path) -> None:
+    taps = ("dinov2@final", "pixels@patches")
+    cell = changed(SAMPLE, encoder="dinov2:small@final+pixels@patches", taps=taps, parameters={
+        "encoder.0": {"architecture": "vit"}, "encoder.1": {"patch": 14}})  # fmt: skip
+    Store(tmp_path).write(cell, SCORES)
+    (cohort,) = build(tmp_path, REGISTRY).cohorts
+    assert [(card.name, card.read, card.parameters, card.cells) for card in cohort.cards] == [
+        ("dinov2:small", ("final",), (("architecture", "vit"),), (cell.id,)),
+        ("pixels", ("patches",), (("patch", 14),), (cell.id,)),
+    ]
+    assert [bool(card.weights) for card in cohort.cards] == [True, False]
+    (row,) = cohort.sections[0].rows
+    assert (row.kind, row.hybrid, row.family, row.size) == ("system", True, "dinov2+pixels", "small")
+
+
 def test_a_picture_that_is_none_or_far_too_large_is_no_picture() -> None:
     assert thumbnail(b"") == thumbnail(b"no picture") == b""
     buffer = io.BytesIO()
