@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from foresight_bench import names
 from foresight_bench.cells import Cell
 from foresight_bench.errors import ForesightError
+from foresight_bench.further import PART
 from foresight_bench.intake import plain
 from foresight_bench.registry import Registry
 from foresight_bench.specs import SuiteSpec
@@ -58,6 +59,7 @@ def command(cell: Cell) -> str:
     words = ["foresight-bench", "run", "-e", identity.encoder, "-x", identity.experiment]
     words += ["-a", identity.adapter] if identity.adapter else []
     words += ["-d", identity.decoder] if identity.decoder else []
+    words += [word for name in identity.parameters.get(PART, {}) for word in ("--metric", name)]
     words += ["--suite", identity.suite, "--seed", str(identity.seed), "--precision", identity.precision]
     return shlex.join(words)
 

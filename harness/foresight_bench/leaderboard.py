@@ -10,7 +10,9 @@ from tabulate import tabulate
 
 from foresight_bench.board import Board, Candidate, Cohort, Placed, Row, Section
 from foresight_bench.calibration import Calibration
+from foresight_bench.further import metrics
 from foresight_bench.pages.shell import GLYPHS
+from foresight_bench.specs import SuiteSpec
 from foresight_bench.tables import SPACES, spaces, threshold, with_interval
 
 INTRODUCTION = """\
@@ -74,6 +76,8 @@ def _cohort(cohort: Cohort) -> str:
     parts += [f"### {s.spec.name}: {text(s.spec.question)}\n\n" + _experiment(s) for s in cohort.sections if s.rows]
     parts += _surrogates(cohort)
     rows = [row for section in cohort.sections for row in section.rows if row.kind != "control"]
+    if beside := further_table(suite, rows):
+        parts.append("### Metrics beside the suite's (reported)\n\n" + beside)
     if dimensions := _spaces(rows):
         parts.append("### Both spaces by themselves (reported)\n\n" + dimensions)
     if curves := [_retention(row) for row in rows if len(row.cell.identity.taps) > 1 and _is_read_over_taps(row)]:
@@ -161,6 +165,27 @@ def _spaces(rows: Iterable[Row]) -> str:
         for metric, values in spaces(row.cell).items()
     ]
     return _table(body, ["system", "tap", "metric", *SPACES.values()]) if body else ""
+
+
+def further_table(suite: SuiteSpec, rows: Iterable[Row]) -> str:
+    """Return what ``run --metric`` measured, one line a row and metric; empty if there is nothing."""
+    own = {spec.name: metrics(spec) for spec in suite.experiments}
+    body = [
+        [
+            _name(row),
+            row.cell.identity.experiment,
+            text(row.cell.tap),
+            text(result.metric),
+            text(result.implementation),
+            result.direction,
+            with_interval(result.estimate),
+        ]
+        for row in rows
+        for result in row.reported
+        if result.metric not in own[row.cell.identity.experiment]
+    ]
+    headers = ["system", "experiment", "tap", "metric", "version", "better", "value"]
+    return _table(body, headers) if body else ""
 
 
 def _is_read_over_taps(row: Row) -> bool:

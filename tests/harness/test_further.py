@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from foresight_bench import comparing
+from foresight_bench.board import Row
+from foresight_bench.building import build
 from foresight_bench.cells import Cell, Provenance
 from foresight_bench.cli import main
 from foresight_bench.contracts import Data
@@ -74,9 +76,16 @@ def computed(found: Plan, data: Data, results: Path) -> dict[str, Cell]:
     return {cell.identity.experiment: cell for cell in Store(results).cells() if cell.id in wanted}
 
 
+def board_rows(results: Path, registry: Registry) -> list[Row]:
+    """Return the rows of the board of one cohort."""
+    (board,) = build(results, registry).cohorts
+    return [row for section in board.sections for row in section.rows]
+
+
 def test_it_is_measured_reported_and_shown_and_every_other_number_stays(mine: Path) -> None:
     data = suite_data(Registry.installed().suites["toy"].spec)
-    plain = computed(planned(controls=False), data, mine)
+    apart = mine.with_name("plain")
+    plain = computed(planned(controls=False), data, apart)
     full = computed(planned(*SAME, controls=False), data, mine)
     registry, store = Registry.installed(), Store(mine)
     suite = registry.suites["toy"].spec
@@ -97,7 +106,7 @@ def test_it_is_measured_reported_and_shown_and_every_other_number_stays(mine: Pa
             assert result.implementation == registry.metrics[result.metric].spec.version
         assert tuple(result for result in cell.metrics if result.metric not in SAME) == plain[name].metrics
         assert (cell.tap, cell.decision, cell.details) == (plain[name].tap, plain[name].decision, plain[name].details)
-        scores, others = store.scores(cell), store.scores(plain[name])
+        scores, others = store.scores(cell), Store(apart).scores(plain[name])
         assert {key.metric for key in scores.keys() - others.keys()} == FITS[name]
         for key, each in others.items():
             assert each.value == scores[key].value
@@ -105,14 +114,17 @@ def test_it_is_measured_reported_and_shown_and_every_other_number_stays(mine: Pa
         spec = next(each for each in suite.experiments if each.name == name)
         lines = experiment_table(cell, spec).splitlines()
         assert {line.split()[0] for line in lines if line.endswith("reported")} >= FITS[name]
-    shown = [[part.strip() for part in line.split("|")] for line in further_table(suite, [*full.values()]).splitlines()]
+    rows, without = (board_rows(folder, registry) for folder in (mine, apart))
+    shown = [[part.strip() for part in line.split("|")] for line in further_table(suite, rows).splitlines()]
     assert [(row[2], row[4], row[5]) for row in shown[2:]] == [
         ("C1", "my-frames", "7"),
         ("Q1", "my-spaces", "9"),
         ("Q2", "my-frames", "7"),
         ("Q2", "my-boxes", "8"),
     ]
-    assert further_table(suite, [*plain.values()]) == ""
+    assert further_table(suite, without) == ""
+    assert sum("--metric my-frames" in row.command for row in rows) == 2
+    assert not any("--metric" in row.command for row in without)
     found = comparing.Found(full["C1"], store.path(full["C1"]).with_suffix(".safetensors"))
     differences = {each.metric: each for each in comparing.compare(found, found)}
     assert differences["my-frames"].difference.value == 0
