@@ -21,12 +21,12 @@ _FILE, _FOLDER = click.Path(path_type=Path, dir_okay=False), click.Path(path_typ
 @click.option(
     "--site",
     type=_FOLDER,
-    help="Folder for index.html, leaderboard.json and leaderboard.csv.  [default: benchmarks/leaderboard; of other "
-    "results, leaderboard]",
+    help="Folder for index.html, verdicts.svg, leaderboard.json and leaderboard.csv.  [default: "
+    "benchmarks/leaderboard; of other results, leaderboard]",
 )
 @guarded
 def leaderboard(check: bool, results: Path, output: Path | None, site: Path | None) -> None:
-    """Write the leaderboard: Markdown, one page of HTML, JSON and CSV.
+    """Write the leaderboard: Markdown, one page of HTML, a picture of the verdicts, JSON and CSV.
 
     Files that are altered, of another cohort than the installed suite's or of a later schema are left out, and named.
     """
@@ -50,9 +50,11 @@ def leaderboard(check: bool, results: Path, output: Path | None, site: Path | No
             )
         note(f"{', '.join(map(str, files))}: what {results} gives.")
         return
-    from foresight_bench.pages.leaderboard import rendered  # draws charts: a second that a check need not take
+    # They draw charts: a second that a check need not take.
+    from foresight_bench.pages.leaderboard import rendered
+    from foresight_bench.pages.verdicts import picture
 
-    files[site / "index.html"] = rendered(board)
+    files |= {site / "index.html": rendered(board), site / "verdicts.svg": picture(board)}
     for path, text in files.items():
         write_atomically(path, text.encode())
     note(f"Wrote {', '.join(map(str, files))}.")

@@ -29,6 +29,7 @@ _STYLE: dict[Any, object] = {
     "axes.titlesize": 10,
     "figure.facecolor": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # whose measures are used; where it is missing, the reader's own
     "font.size": 9,
     "legend.frameon": False,
     "savefig.facecolor": "none",
