@@ -18,6 +18,8 @@ FILLS = {"yes": "#cfe8f7", "no": "#fbdcc7", "open": "#e6e6e6", "": PAPER}
 """By tone; each stands beside its sign, so that nothing rests on the colour."""
 MOST = 12
 """Systems shown; a table has the others."""
+FIRST = 3.2
+"""Heights of a row above the first one."""
 Column = tuple[str, str]
 """Experiment and metric."""
 _LEFT, _COLUMN, _RIGHT, _ROW = 3.0, 0.82, 1.1, 0.27  # inches
@@ -40,9 +42,8 @@ def picture(board: Board) -> str:
     columns = [(section.spec.name, metric) for section in cohort.sections for metric in section.metrics]
     lines, heads = _lines(cohort, columns)
     width, height = _LEFT + _COLUMN * len(columns) + _RIGHT, _ROW * (len(lines) + 4)
-    said = f"Verdicts of suite {cohort.suite.name}: " + "; ".join(
-        f"{line.label} {line.end[0]}" for line in lines if line.end[0]
-    )
+    verdicts = "; ".join(f"{line.label} {line.end[0]}" for line in lines if line.end[0])
+    said = f"Verdicts of suite {cohort.suite.name}: {verdicts}"
     with chart(width, height, said) as drawing:
         drawing.figure.set_layout_engine("none")
         axes = drawing.figure.add_axes((0, 0, 1, 1))
@@ -50,7 +51,7 @@ def picture(board: Board) -> str:
         axes.set_axis_off()
         _head(axes, cohort, columns, heads)
         for index, line in enumerate(lines):
-            _draw(axes, line, (index + 3.2) * _ROW)
+            _draw(axes, line, (index + FIRST) * _ROW)
     opening, rest = drawing.svg.replace("currentColor", INK).split(">", 1)
     return f'{opening}><rect width="100%" height="100%" fill="{PAPER}"/>{rest}'
 
