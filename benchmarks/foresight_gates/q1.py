@@ -25,6 +25,8 @@ from foresight_bench.bench import Bench
 from foresight_bench.contracts import Data, Measurement, Outcome, Spaces
 from foresight_bench.features import COARSE_SIDE
 from foresight_bench.specs import ExperimentSpec
+from foresight_bench.tables import number
+from foresight_gates.q1_picture import picture
 
 SCORED = ("test", "align")
 READOUT = "grid4"
@@ -66,7 +68,13 @@ class LatentAlignment:
             progress(f"{tap}, raw and 1x1")
             measured += self._measure(bench, tap, "grid4-raw", chosen.spaces(SCORED, regress=False), self.gating)
             measured += self._measure(bench, tap, "grid1", chosen.spaces(SCORED, side=1), self.gating)
-        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), details=errors)
+        drawn = b"" if bench.features.control else self._picture(bench, tap, chosen.spaces(SCORED), measured)
+        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), details=errors, picture=drawn)
+
+    def _picture(self, bench: Bench, tap: str, spaces: Spaces, measured: Sequence[Measurement]) -> bytes:
+        rho = [m.scores.value for m in measured if (m.metric, m.tap, m.readout) == ("spearman", tap, READOUT)]
+        correlation = f", Spearman {number(rho[0])}" if rho else ""
+        return picture(spaces, f"{bench.encoder_name} at {tap} and {bench.decoder_name}{correlation}")
 
     def _measure(
         self, bench: Bench, tap: str, readout: str, spaces: Spaces, metrics: Sequence[str]

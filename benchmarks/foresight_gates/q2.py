@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from foresight_bench.bench import Bench
+from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import FrameBoxes, Measurement, Outcome
 from foresight_bench.features import next_clip, pooled_grid
 from foresight_bench.grids import Grid, slots
 from foresight_bench.scores import Scores
 from foresight_bench.specs import ExperimentSpec
 from foresight_gates.probes import Block, Heads, Reading, extent_boxes, joined
+from foresight_gates.q2_picture import picture
 from foresight_gates.targets import cell_targets
 
 READOUT = "tokens"
@@ -83,14 +85,15 @@ class InformationPreservation:
                 measured += self._measure(bench, self._fit(bench, tap, view), "test", tap, readout, same, gating)
         details: dict[str, float | str] = {f"val_margin.{name}": value for name, value in margins.items()}
         parameters = sum(heads.parameters for heads in fitted[tap].heads)
-        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), parameters, details)
+        drawn = self._picture(bench, fitted[tap], tap, measured)
+        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), parameters, details, drawn)
 
     def _fit(self, bench: Bench, tap: str, view: View) -> _Fitted:
         train, val = (_blocks(bench, tap, split, view) for split in ("train", "val"))
         # A slot that only one of the two has cannot be fitted; its frames are read by the first slot's heads.
         heads = tuple(Heads.fitted(*pair, len(bench.data.class_names)) for pair in zip(train, val, strict=False))
         height, width = bench.shared.split("val").blocks[0].shape[2:]
-        readings = _read(bench, heads, "val", [view(grid) for grid in bench.tokens(tap, "val")])
+        readings = _read(bench.shared.split("val").blocks, heads, [view(grid) for grid in bench.tokens(tap, "val")])
 
         def best(predict: Callable[[Reading, float], list[FrameBoxes]]) -> float:
             values = [
@@ -119,7 +122,7 @@ class InformationPreservation:
         """Measure ``metrics`` on a split, with the tokens ``disturb``ed."""
         height, width = bench.shared.split(split).blocks[0].shape[2:]
         grids = [disturb(fitted.view(grid)) for grid in bench.tokens(tap, split)]
-        readings = _read(bench, fitted.heads, split, grids)
+        readings = _read(bench.shared.split(split).blocks, fitted.heads, grids)
         frames = torch.cat([reading.frames for reading in readings])
         proposals = [p for reading in readings for p in reading.proposals]
         extents = [b for r in readings for b in extent_boxes(r.cover, fitted.cover, height, width)]
@@ -136,6 +139,18 @@ class InformationPreservation:
             *(Measurement(metric, tap, readout, scores) for metric, scores in found.items()),
             Measurement("box_iou", tap, f"{readout}-extent", by_extent),
         ]
+
+    def _picture(self, bench: Bench, fitted: _Fitted, tap: str, measured: Sequence[Measurement]) -> bytes:
+        """Return boxes and maps of some clips of `test`; empty for a control that finds no objects anyway."""
+        by = [m.scores.per_clip for m in measured if (m.metric, m.tap, m.readout) == ("box_iou", tap, READOUT)]
+        if bench.features.control in ("pixels", "floor") or not by or by[0] is None:
+            return b""
+
+        def found(blocks: Sequence[ClipBatch], grids: Sequence[Grid]) -> list[FrameBoxes]:
+            readings = _read(blocks, fitted.heads, grids)
+            return [p.confident(fitted.confidence) for reading in readings for p in reading.proposals]
+
+        return picture(bench, tap, by[0], found)
 
     def _worst_margin(self, bench: Bench, measured: Sequence[Measurement]) -> float:
         """Return the least margin to a threshold, relative to that threshold; negative if any is missed."""
@@ -176,10 +191,10 @@ def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[list[Block]]
     return result
 
 
-def _read(bench: Bench, heads: Sequence[Heads], split: str, grids: Sequence[Grid]) -> list[Reading]:
-    """Return what ``heads`` read of every frame of a split, one reading a block."""
+def _read(blocks: Sequence[ClipBatch], heads: Sequence[Heads], grids: Sequence[Grid]) -> list[Reading]:
+    """Return what ``heads`` read of every frame of ``blocks``, one reading a block."""
     readings = []
-    for block, grid in zip(bench.shared.split(split).blocks, grids, strict=True):
+    for block, grid in zip(blocks, grids, strict=True):
         n, t, height, width = block.shape
         if grid.shape[1] == t:
             readings.append(heads[0].read(grid, height, width))

@@ -28,10 +28,43 @@ below 1.5 MB."""
 WIDTH = 1500
 """Most pixels across."""
 
-_LABELS = 110  # pixels left of the tiles, for the names of the rows
-_GAP, _LINE = 4, 18
+LABELS = 110
+"""Pixels left of the tiles, for the names of the rows."""
+GAP, LINE = 4, 18
+"""Pixels between tiles, and of a line of text."""
+INK, PAPER = (0, 0, 0), (255, 255, 255)
+Direction = Literal["higher", "lower", "none"]
+
 _ROWS = ("original", "reconstruction", "difference")
-_INK, _PAPER = (0, 0, 0), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A clip of a block that is shown."""
+
+    clip: int
+    frames: tuple[int, ...]
+    lines: tuple[str, str]
+    """What is written above it: its rank and score, and its name."""
+
+
+def choose(block: ClipBatch, scores: NDArray[np.float64], direction: Direction) -> list[Choice]:
+    """Return up to 5 single frames of ``block``, or 3 frames of up to 3 longer clips, from the best to the worst.
+
+    Args:
+        scores: [n] a number for each clip, by which they are ranked.
+        direction: which way they are better.
+    """
+    n, t, _, _ = block.shape
+    order = np.argsort(-scores if direction == "higher" else scores, kind="stable")
+    frames = tuple(_evenly(t, FRAMES))
+    which = "" if t == 1 else f", frames {', '.join(map(str, frames))}"
+    found = []
+    for rank in _evenly(n, SINGLES if t == 1 else CLIPS):
+        i = int(order[rank])
+        place = {0: "best", n - 1: "worst"}.get(rank, str(rank + 1))
+        found.append(Choice(i, frames, (f"{place} of {n}: {number(float(scores[i]))}{which}", block.ids[i])))
+    return found
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,7 @@ def strips(
     *,
     title: str,
     metric: str,
-    direction: Literal["higher", "lower", "none"],
+    direction: Direction,
 ) -> bytes:
     """Return a PNG of less than 1.5 MB with a band for each block: clips from the best on the left to the worst.
 
@@ -69,18 +102,15 @@ def strips(
     for block in blocks:
         n, t, _, _ = block.shape
         mine, found = scores[clips : clips + n], reconstruction[frames : frames + n * t].unflatten(0, (n, t))
-        order = np.argsort(-mine if direction == "higher" else mine, kind="stable")
-        ranks, shown = _evenly(n, SINGLES if t == 1 else CLIPS), _evenly(t, FRAMES)
-        band = []
-        for rank in ranks:
-            i = int(order[rank])
-            place = {0: "best", n - 1: "worst"}.get(rank, str(rank + 1))
-            which = "" if t == 1 else f", frames {', '.join(map(str, shown))}"
-            lines = f"{place} of {n}: {number(float(mine[i]))}{which}", block.ids[i]
-            band.append(_Shown(lines, tuple(_tiles(block.frames[i, f], found[i, f]) for f in shown)))
+        band = [
+            _Shown(
+                choice.lines, tuple(_tiles(block.frames[choice.clip, f], found[choice.clip, f]) for f in choice.frames)
+            )
+            for choice in choose(block, mine, direction)
+        ]
         bands.append(_drawn(band, PIXELS // len(blocks)))
         clips, frames = clips + n, frames + n * t
-    return _sheet(
+    return sheet(
         title, f"Clips by {metric}; difference: {GAIN} x |original - reconstruction|, its mean over RGB", bands
     )
 
@@ -103,37 +133,37 @@ def _drawn(band: Sequence[_Shown], pixels: int) -> Image.Image:
     columns = sum(len(clip.tiles) for clip in band)
     width, height = band[0].tiles[0][0].size
     area = pixels // (columns * len(_ROWS))
-    between = 2 * _GAP * (len(band) - 1)
-    across = min(width, isqrt(area * width // height), (WIDTH - _LABELS - between) // columns - _GAP)
+    between = 2 * GAP * (len(band) - 1)
+    across = min(width, isqrt(area * width // height), (WIDTH - LABELS - between) // columns - GAP)
     down = round(across * height / width)
-    left, top = _LABELS, 2 * _LINE
-    size = left + columns * (across + _GAP) + between, top + len(_ROWS) * (down + _GAP) + 2 * _GAP
-    image = Image.new("RGB", size, _PAPER)
-    sheet, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    left, top = LABELS, 2 * LINE
+    size = left + columns * (across + GAP) + between, top + len(_ROWS) * (down + GAP) + 2 * GAP
+    image = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     for row, name in enumerate(_ROWS):
-        sheet.text((_GAP, top + row * (down + _GAP) + down // 2), name, fill=_INK, font=font, anchor="lm")
+        pen.text((GAP, top + row * (down + GAP) + down // 2), name, fill=INK, font=font, anchor="lm")
     for clip in band:
         rank, name = clip.lines
-        while sheet.textlength(name, font) > len(clip.tiles) * (across + _GAP):
+        while pen.textlength(name, font) > len(clip.tiles) * (across + GAP):
             name = name[1:]  # its end tells it from others
-        sheet.text((left, 0), f"{rank}\n{name}", fill=_INK, font=font)
+        pen.text((left, 0), f"{rank}\n{name}", fill=INK, font=font)
         for column in clip.tiles:
             for row, tile in enumerate(column):
-                image.paste(tile.resize((across, down), Image.Resampling.LANCZOS), (left, top + row * (down + _GAP)))
-            left += across + _GAP
-        left += 2 * _GAP
+                image.paste(tile.resize((across, down), Image.Resampling.LANCZOS), (left, top + row * (down + GAP)))
+            left += across + GAP
+        left += 2 * GAP
     return image
 
 
-def _sheet(title: str, caption: str, bands: Sequence[Image.Image]) -> bytes:
+def sheet(title: str, caption: str, bands: Sequence[Image.Image]) -> bytes:
     """Return the ``bands`` below one another as a PNG."""
     large, small = ImageFont.load_default(14), ImageFont.load_default(12)
-    width = max(*(band.width for band in bands), 2 * _GAP + int(max(large.getlength(title), small.getlength(caption))))
-    top = 3 * _LINE
-    image = Image.new("RGB", (width, top + sum(band.height for band in bands)), _PAPER)
-    sheet = ImageDraw.Draw(image)
-    sheet.text((_GAP, 2), title, fill=_INK, font=large)
-    sheet.text((_GAP, 2 + _LINE), caption, fill=_INK, font=small)
+    width = max(*(band.width for band in bands), 2 * GAP + int(max(large.getlength(title), small.getlength(caption))))
+    top = 3 * LINE
+    image = Image.new("RGB", (width, top + sum(band.height for band in bands)), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.text((GAP, 2), title, fill=INK, font=large)
+    pen.text((GAP, 2 + LINE), caption, fill=INK, font=small)
     for band in bands:
         image.paste(band, (0, top))
         top += band.height
