@@ -14,6 +14,7 @@ from foresight_bench.commands.checking import check, new
 from foresight_bench.commands.finding import findings
 from foresight_bench.commands.health import doctor, plugins
 from foresight_bench.commands.looking import list_command, show
+from foresight_bench.commands.reporting import report
 from foresight_bench.commands.results import compare, merge, rescore, validate
 from foresight_bench.commands.running import calibrate, plan, run
 from foresight_bench.commands.scenes import scenes
@@ -50,7 +51,8 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 COMMANDS = (
     *(run, plan, calibrate),
-    *(compare, leaderboard, findings, merge, rescore, validate),
+    *(report, leaderboard, findings, compare),
+    *(merge, validate, rescore),
     *(new, check),
     *(list_command, plugins, doctor, show, scenes, cache_group),
 )

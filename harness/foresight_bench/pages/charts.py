@@ -35,6 +35,7 @@ _STYLE: dict[Any, object] = {
     "savefig.facecolor": "none",
     "svg.fonttype": "none",  # text stays text: it can be searched, read out and printed sharply
     "text.color": _INK,
+    "text.parse_math": False,  # a name from outside may hold a dollar sign
     "xtick.color": _INK,
     "ytick.color": _INK,
 }
