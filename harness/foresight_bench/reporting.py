@@ -59,9 +59,9 @@ class Report:
         """All cells on the page."""
         return tuple(cell for subject in self.subjects for cell in subject.cells) + self.controls
 
-    def asked(self, experiment: str) -> list[tuple[Subject, Cell]]:
-        """Return the cells of one experiment, with whose they are."""
-        return [(one, cell) for one in self.subjects for cell in one.cells if cell.identity.experiment == experiment]
+    def asked(self, experiment: str) -> list[Cell]:
+        """Return the cells of one experiment, controls left out."""
+        return [cell for one in self.subjects for cell in one.cells if cell.identity.experiment == experiment]
 
     @property
     def unfinished(self) -> tuple[Cell, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from foresight_bench.pages.shell import rendered
 from foresight_bench.reporting import Report, Subject
 from foresight_bench.series import Bars, Curve, bars, curves
 from foresight_bench.specs import ExperimentSpec
-from foresight_bench.tables import SPACES, gating, spaces, with_interval
+from foresight_bench.tables import SPACES, GateResult, System, gating, spaces, with_interval
 
 QUALITY = 90
 """Of WebP. A strip of 1.0 MB as PNG takes .22 MB and looks the same; the PNG stays beside the cell."""
@@ -57,6 +58,15 @@ class Part:
     curves: tuple[tuple[Cell, tuple[Chart, ...]], ...]
     pictures: tuple[tuple[Cell, Shown], ...]
 
+    @property
+    def absent(self) -> list[tuple[str, list[str]]]:
+        """Why there are no pictures, and of which cells."""
+        found: dict[str, list[str]] = {}
+        for cell, shown in self.pictures:
+            if shown.absent:
+                found.setdefault(shown.absent, []).append(label(cell))
+        return list(found.items())
+
 
 def page(report: Report, taken: Intake) -> str:
     """Return the page; every byte of it follows from the cells and the files beside them."""
@@ -70,6 +80,8 @@ def page(report: Report, taken: Intake) -> str:
         ],
         ceilings=[(cell, picture(cell, taken)) for cell in report.controls if cell.picture_sha256],
         label=label,
+        tally=tally,
+        by_system=by_system,
         gating=gating,
         spaces=spaces,
         space_names=SPACES,
@@ -85,6 +97,19 @@ def label(cell: Cell) -> str:
     """Return what tells a cell from others of its encoder and experiment."""
     identity = cell.identity
     return ", ".join(part for part in (identity.adapter, identity.decoder) if part) or "fixed heads"
+
+
+def tally(cells: Iterable[Cell]) -> list[tuple[str, int]]:
+    """Return how often each decision was taken, or each status that allows of none."""
+    return sorted(Counter(cell.decision or cell.status for cell in cells).items())
+
+
+def by_system(subject: Subject) -> list[tuple[System, list[GateResult]]]:
+    """Return each system with the status of each gate."""
+    found: dict[System, list[GateResult]] = {}
+    for system, _, result in subject.gates:
+        found.setdefault(system, []).append(result)
+    return list(found.items())
 
 
 def at_tap(cell: Cell) -> list[object]:
@@ -166,19 +191,19 @@ def picture(cell: Cell, taken: Intake) -> Shown:
     It may be anybody's file: it is decoded as PNG alone, and drawn anew.
     """
     if not cell.picture_sha256:
-        return Shown(absent="This cell came without a picture: a run of an older version drew none.")
+        return Shown(absent="an older version drew none.")
     try:
         data = taken.beside(cell, ".png")
         if not data:
-            return Shown(absent="The picture of this cell was left out when its results were brought here.")
+            return Shown(absent="it was left out when the results were brought here.")
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.width * image.height > LARGEST_PICTURE:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
+                raise ValueError("too large")
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=4)
             address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
             return Shown(address, image.width, image.height)
-    except DataError as error:
-        return Shown(absent=f"The picture of this cell cannot be had: {error.message}")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return Shown(absent=f"The picture of this cell cannot be read: {error}")
+    except DataError:
+        return Shown(absent="the file is not the one its cell vouches for.")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return Shown(absent="the file is no PNG that can be shown.")

@@ -26,6 +26,8 @@ LONGEST = 16
 """Characters of a name on an axis; the table below the chart has it whole."""
 ASIDE = 0.08
 """Of the way to the next tap: how far readings of one tap stand apart, so that none hides another."""
+LARGEST = 1e9
+"""What stands beyond is drawn there: no metric gives it, and a file that says 1e308 leaves no room for an axis."""
 TICKS = 14
 """Names of taps on an axis at most."""
 
@@ -54,13 +56,13 @@ def bars_chart(bars: Bars, subject: str) -> Markup:
             _between(axes, result, y)
             estimate = result.estimate
             if estimate.value is not None:
-                axes.barh(y, estimate.value, height=0.36, color=_VALUE)
+                axes.barh(y, _at(estimate.value), height=0.36, color=_VALUE)
                 axes.errorbar(
-                    estimate.value, y, xerr=_error([estimate]), fmt="none", ecolor=_INK, capsize=3, linewidth=1.2
+                    _at(estimate.value), y, xerr=_error([estimate]), fmt="none", ecolor=_INK, capsize=3, linewidth=1.2
                 )
         limit = bars.rows[0][1].threshold
         if limit is not None:
-            axes.axvline(limit, color=_INK, linestyle="--", linewidth=1.3)
+            axes.axvline(_at(limit), color=_INK, linestyle="--", linewidth=1.3)
         names = [short(name) for name, _ in bars.rows]
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
@@ -76,10 +78,11 @@ def _between(axes: Axes, result: MetricResult, y: float) -> None:
     """Mark the floor and the ceiling of one row by their intervals, and what lies between them."""
     floor, ceiling = best_floor(result), result.ceiling
     if floor is not None and ceiling is not None and floor.value is not None and ceiling.value is not None:
-        axes.barh(y, ceiling.value - floor.value, left=floor.value, height=0.74, color="#8c8c8c", alpha=0.22, zorder=0)
+        start, stop = _at(floor.value), _at(ceiling.value)
+        axes.barh(y, stop - start, left=start, height=0.74, color="#8c8c8c", alpha=0.22, zorder=0)
     for estimate, style in ((floor, _FLOOR), (ceiling, _CEILING)):
         if estimate is not None and estimate.value is not None:
-            axes.plot([estimate.value] * 2, [y - 0.37, y + 0.37], linewidth=3, solid_capstyle="butt", **style)
+            axes.plot([_at(estimate.value)] * 2, [y - 0.37, y + 0.37], linewidth=3, solid_capstyle="butt", **style)
 
 
 def curve_chart(curve: Curve, subject: str) -> Markup:
@@ -99,7 +102,7 @@ def curve_chart(curve: Curve, subject: str) -> Markup:
             style["linestyle"] = "--" if index else "-"
             axes.errorbar(
                 [x + ASIDE * index for x, _ in here],
-                [float(e.value or 0) for _, e in here],
+                [_at(e.value) for _, e in here],
                 yerr=_error([e for _, e in here]),
                 capsize=2.5,
                 linewidth=1 if index else 1.5,
@@ -122,11 +125,11 @@ def curve_chart(curve: Curve, subject: str) -> Markup:
 def _bands(axes: Axes, gate: MetricResult) -> None:
     for estimate, style in ((best_floor(gate), _FLOOR), (gate.ceiling, _CEILING)):
         if estimate is not None and estimate.low is not None and estimate.high is not None:
-            axes.axhspan(estimate.low, estimate.high, color=style["color"], alpha=0.3, linewidth=0, zorder=0)
+            axes.axhspan(_at(estimate.low), _at(estimate.high), color=style["color"], alpha=0.3, linewidth=0, zorder=0)
             for edge in (estimate.low, estimate.high):
-                axes.axhline(edge, linewidth=1, zorder=0, **style)
+                axes.axhline(_at(edge), linewidth=1, zorder=0, **style)
     if gate.threshold is not None:
-        axes.axhline(gate.threshold, color=_INK, linestyle="--", linewidth=1.3)
+        axes.axhline(_at(gate.threshold), color=_INK, linestyle="--", linewidth=1.3)
 
 
 def _legend(figure: Figure, handles: list[Line2D | Patch], gate: MetricResult | None) -> None:
@@ -140,7 +143,7 @@ def _legend(figure: Figure, handles: list[Line2D | Patch], gate: MetricResult | 
             ("ceiling", gate.ceiling_name, gate.ceiling, _CEILING),
         ):
             if estimate is not None:
-                label = f"{name} {number(estimate.value)} {short(who)}"
+                label = f"{name} {short(number(estimate.value))} {short(who)}"
                 shown.append(Line2D([], [], linewidth=3, label=label, **style))
     figure.legend(handles=shown, loc="outside lower left", ncols=2, fontsize=8, handlelength=1.6, columnspacing=1)
 
@@ -149,5 +152,14 @@ def _error(estimates: list[Estimate]) -> np.ndarray | None:
     """Return [2, N] how far the intervals reach below and above their values; None for no estimate."""
     if not estimates:
         return None
-    reach = [((e.value or 0) - (e.low or 0), (e.high or 0) - (e.value or 0)) for e in estimates]
-    return np.array(reach, dtype=float).T.clip(0, None)
+    reach = []
+    for each in estimates:
+        value = _at(each.value)
+        low, high = (value if end is None else _at(end) for end in (each.low, each.high))
+        reach.append((value - low, high - value))
+    return np.array(reach).T.clip(0, None)
+
+
+def _at(value: float | None) -> float:
+    """Return where ``value`` is drawn."""
+    return min(max(value or 0.0, -LARGEST), LARGEST)
