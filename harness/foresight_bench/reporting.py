@@ -14,6 +14,7 @@ from foresight_bench.plan import LIMITED, cohort
 from foresight_bench.registry import Registry
 from foresight_bench.specs import GateSpec, SuiteSpec
 from foresight_bench.tables import GateResult, System, combination, gate_result, suite_experiments, systems
+from foresight_bench.verdicts import Decision
 
 SMOKE = re.compile(rf".*{re.escape(LIMITED)}([0-9]+)")
 """Name of a cohort of which only some clips were used."""
@@ -145,6 +146,9 @@ def _latest(cells: Iterable[Cell], suite: SuiteSpec) -> tuple[list[Cell], list[t
     for cell in sorted(cells, key=lambda cell: (cell.provenance.finished, cell.id)):
         if cell.identity.experiment not in experiments:
             others.append((cell, f"{cell.identity.experiment} is no experiment of the suite {suite.name}"))
+            continue
+        if cell.decision is not None and cell.decision not in list(Decision):
+            others.append((cell, f"{cell.decision} is no decision"))
             continue
         question = cell.identity.experiment, combination(cell)
         if question in found:
