@@ -123,12 +123,14 @@ def test_of_several_cohorts_the_last_is_shown_and_the_others_are_named(tmp_path:
 def test_of_several_answers_the_last_counts_and_the_others_are_named(tmp_path: Path) -> None:
     newer = changed(Q2, finished=LATER, libraries={"torch": "9.9"})
     unheard = changed(Q1, experiment="X9")
-    put(tmp_path, Q2, newer, unheard)
+    undecided = C1.model_copy(update={"decision": "PERHAPS"})
+    put(tmp_path, Q2, newer, unheard, undecided)
     report = shown(tmp_path)
     assert [cell.id for cell in report.cells] == [newer.id]
     folder = f"{Q2.identity.cohort}/cpu-x86_64/dinov2_small"
     assert reasons(report) == {
         f"{folder}/{Q2.id}.json": f"the cell {newer.id} answers the same, and is later",
+        f"{folder}/{undecided.id}.json": "PERHAPS is no decision",
         f"{folder}/{unheard.id}.json": "X9 is no experiment of the suite quick",
     }
 

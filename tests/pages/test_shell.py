@@ -30,7 +30,7 @@ def drawn(label: str = "a line", text: str = "name") -> str:
     with chart(4, 2, label) as drawing:
         axes = drawing.figure.add_subplot()
         axes.plot([1, 2, 3], marker="o")
-        axes.set_title(text, parse_math=False)
+        axes.set_title(text)
     return drawing.svg
 
 
@@ -58,6 +58,11 @@ def test_a_chart_is_the_same_bytes_again_and_shares_no_id_with_another() -> None
     assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', one)) == ids
     assert "currentColor" in one
     assert "#010203" not in one
+
+
+def test_a_name_in_a_chart_may_hold_anything(recwarn: pytest.WarningsRecorder) -> None:
+    assert "模型 $\\frac{x" in drawn(text="模型 $\\frac{x $")
+    assert not recwarn.list
 
 
 def test_a_browser_shows_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ def chart(width: float, height: float, label: str) -> Iterator[Chart]:
     """
     # A salt of its own keeps the ids of several charts on one page apart.
     salt = sha256(label.encode()).hexdigest()[:8]
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's own fonts have it
         drawing = Chart(Figure(figsize=(width, height), layout="constrained"))
         yield drawing
         buffer = io.StringIO()
