@@ -101,6 +101,21 @@ def test_found_boxes_name_their_class_and_confidence(monkeypatch: pytest.MonkeyP
     assert said[2:4] == ["disc", "disc 0.52"]
 
 
+def test_maps_stand_below_their_frames_with_sharp_cells() -> None:
+    none = FrameBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    seen = Seen(np.full((40, 60, 3), 50, np.uint8), none, none)
+    one = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
+    maps = ((one, 255 - one), (one // 2, one))
+    png = box_sheet("title", "caption", [[Column(("best", "clip"), (seen, seen), maps)]], ("early", "late"), [])
+    image = np.asarray(Image.open(io.BytesIO(png)))
+    for row in range(3):
+        for frame in range(2):
+            tile = image[90 + 44 * row :, 110 + 64 * frame :][:40, :60]
+            cells = tile.reshape(2, 20, 3, 20, 3).transpose(0, 2, 1, 3, 4).reshape(2, 3, 400, 3)
+            assert (cells == cells[:, :, :1]).all()
+            assert (cells[:, :, 0] == (maps[frame][row - 1] if row else 50)).all()
+
+
 # Maps.
 
 
