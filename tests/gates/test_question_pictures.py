@@ -277,9 +277,9 @@ def test_a_sheet_of_scenes_is_small() -> None:
 
 
 def test_distances_are_those_of_the_pairs_over_their_median() -> None:
-    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 10.0], [0.0, 0.0]], dtype=torch.float64)
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 20.0], [0.0, 0.0]], dtype=torch.float64)
     one, other = np.array([0, 0, 0]), np.array([1, 2, 3])
-    assert q1_picture.relative_distances(points, one, other).tolist() == [1.0, 2.0, 0.0]
+    assert q1_picture.relative_distances(points, one, other).tolist() == [1.0, 4.0, 0.0]
     assert q1_picture.relative_distances(points[[0, 0, 0, 0]], one, other).tolist() == [0.0, 0.0, 0.0]
 
 
@@ -307,7 +307,7 @@ def test_equal_spaces_lie_on_the_diagonal_and_x_is_the_encoder(monkeypatch: pyte
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 8, generator=generator, dtype=torch.float64)
     other = torch.zeros(50, 8, dtype=torch.float64)
-    assert q1_picture.picture(Spaces(x, x, x, 3 * x), "a $title$").startswith(b"\x89PNG")
+    assert q1_picture.picture(Spaces(x, x, x, 3 * x), "a $\\frac{title$").startswith(b"\x89PNG")
     assert points[0][0] == pytest.approx(points[0][1])
     q1_picture.picture(Spaces(x, x, x, other), "flat")
     assert points[1][0].std() > 0
