@@ -206,6 +206,30 @@ def test_scrambled_tokens_ruin_detection(change: Scramble) -> None:
     assert found["box_iou"] < 0.5
 
 
+@pytest.mark.parametrize(("suite", "taps"), [("quick", {"deep"}), ("gate1", {"shallow", "deep"})])
+def test_the_other_readouts_stand_at_every_tap_where_the_suite_says_so(suite: str, taps: set[str]) -> None:
+    whole = features("pixels")
+    named = [("shallow", whole.taps[0]), ("deep", whole.taps[0])]
+    row = replace(
+        whole,
+        taps=("shallow", "deep"),
+        stem=("shallow",),
+        control="",
+        tokens={
+            (new, split): grids for new, old in named for (tap, split), grids in whole.tokens.items() if tap == old
+        },
+        coarse={(new, split): grid for new, old in named for (tap, split), grid in whole.coarse.items() if tap == old},
+    )
+    specs = {spec.name: spec for spec in shared().registry.suites[suite].spec.experiments}
+    spec = replace(specs["Q2"], criteria=tuple(c for c in specs["Q2"].criteria if c.metric in ("edge_f1", "psnr")))
+    outcome = target(spec.target)(spec).run(Bench(shared(), row, 0), lambda text: None)
+    assert outcome.tap == "deep"
+    assert {m.tap for m in outcome.measurements if m.readout == "pooled"} == taps
+    assert {m.tap for m in outcome.measurements if m.readout == "tokens"} == {"shallow", "deep"}
+    pooled = [m.scores.value for m in outcome.measurements if (m.metric, m.readout) == ("edge_f1", "pooled")]
+    assert len(set(pooled)) == 1, "the same tokens at both taps"
+
+
 def test_targets_own_every_visible_object_and_name_its_box() -> None:
     block = shared().split("test").blocks[0]
     assert block.truth is not None
