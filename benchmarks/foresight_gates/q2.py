@@ -2,7 +2,8 @@
 
 At each tap the same two heads read the unpooled tokens: a dense detection probe and a patch decoder. The tap that
 gates is chosen on `val`: the one whose worst metric stands best. There, and in `gate1` at every tap, `pooled` (the mean
-over a frame's tokens, broadcast) and, where the native grid is another, a common 16x16 grid are reported beside `tokens`.
+over a frame's tokens, broadcast) is reported beside `tokens`, and so is a common 16x16 grid where the native one is
+another.
 """
 
 from __future__ import annotations
