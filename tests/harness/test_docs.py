@@ -16,7 +16,8 @@ from foresight_bench.tables import system_text, systems
 from foresight_bench.testing.reference import page
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/plugins.md")}
+PAGES = "README.md", "CONTRIBUTING.md", "docs/manual.md", "docs/plugins.md"
+DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in PAGES}
 COMMANDS = sorted(
     {
         line.split("#")[0].strip()
@@ -42,11 +43,14 @@ def test_the_contracts_page_is_what_the_checks_give() -> None:
     assert (ROOT / "docs" / "contracts.md").read_text("utf-8") == page() + "\n"
 
 
-def test_readme_shows_the_committed_output() -> None:
+def test_the_manual_shows_the_committed_output_and_the_readme_a_table_of_it() -> None:
     suite = Registry.installed().suites["quick"].spec
     cells = [cell for cell in Store(ROOT / "benchmarks/results").cells() if cell.identity.encoder == "dinov2:small"]
     system = "dinov2:small", suite.default_adapter, suite.default_decoder, 0
-    assert system_text(suite, system, systems(cells)[system]) in DOCUMENTS["README.md"]
+    assert (output := system_text(suite, system, systems(cells)[system])) in DOCUMENTS["docs/manual.md"]
+    (table,) = re.findall(r"```text\n(.*?)\n```", DOCUMENTS["README.md"], re.DOTALL)
+    assert table.startswith("C1 ")
+    assert table in output
 
 
 def test_readme_states_the_thresholds() -> None:
