@@ -168,6 +168,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_and_a_read_only_disk_are_said_so_and_lose_nothing(beside: Path, undisturbed: Path, disk: Path) -> None:
     results = disk / "results"
     shutil.copytree(beside, results)
@@ -194,6 +195,7 @@ def test_a_full_and_a_read_only_disk_are_said_so_and_lose_nothing(beside: Path, 
     assert figures(results)["sound", "Q2"] == figures(undisturbed)["sound", "Q2"]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_a_folder(beside: Path, undisturbed: Path) -> None:
     both = [start(beside, "-e", "sound", "-x", "Q2") for _ in range(2)]
     for process in both:

@@ -80,7 +80,7 @@ def test_the_same_cells_give_the_same_bytes_and_drift_is_seen(tmp_path: Path, mo
     assert leaderboard("--results", "mine", "--check").exit_code == 6
     assert leaderboard("--results", "mine").exit_code == 0
     # Other results than the committed ones have a page of their own, and touch none of the committed ones' files.
-    names = {"BENCHMARKS.md", "index.html", "leaderboard.csv", "leaderboard.json"}
+    names = {"BENCHMARKS.md", "index.html", "leaderboard.csv", "leaderboard.json", "verdicts.svg"}
     assert {path.name for path in (tmp_path / "leaderboard").iterdir()} == names
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "leaderboard"}
     assert leaderboard("--results", "mine", "--check").exit_code == 0

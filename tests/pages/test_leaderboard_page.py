@@ -245,6 +245,7 @@ def test_hostile_names_are_text_and_break_no_layout(opened: Opened, overflow: Ov
         assert wide["width"] < 400
 
 
+@pytest.mark.slow
 def test_two_thousand_rows_open_in_two_seconds_and_sort_in_a_fifth(
     opened: Opened, board: Board, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -352,6 +352,7 @@ def test_bfloat16_is_near(hub: tuple[Path, Any]) -> None:
         assert relative(grid.values, expected[tap].values) < 3e-2, tap
 
 
+@pytest.mark.slow
 def test_all_blocks_share_two_graphs(hub: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """One for windows, one for the whole grid."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
