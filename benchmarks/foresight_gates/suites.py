@@ -74,6 +74,7 @@ def _suite(name: str, description: str, *, every_tap: bool = False) -> SuiteSpec
         default_decoder="ltx-tiny",
         controls=CONTROLS,
         params={"recipe": name},
+        study="foresight_gates.study:PROTOCOLS",
     )
 
 

@@ -18,6 +18,7 @@ from foresight_bench.commands.reporting import report
 from foresight_bench.commands.results import compare, merge, rescore, validate
 from foresight_bench.commands.running import calibrate, plan, run
 from foresight_bench.commands.scenes import scenes
+from foresight_bench.commands.studying import study
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +52,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 COMMANDS = (
     *(run, plan, calibrate),
-    *(report, leaderboard, findings, compare),
+    *(report, leaderboard, findings, compare, study),
     *(merge, validate, rescore),
     *(new, check),
     *(list_command, plugins, doctor, show, scenes, cache_group),

@@ -307,3 +307,6 @@ class SuiteSpec:
     controls: tuple[str, ...]
     """Encoders that run beside every other encoder."""
     params: Mapping[str, Parameter] = field(default_factory=dict)
+    study: str = ""
+    """``package.module:NAME`` of the protocols of an earlier study, a sequence of
+    :class:`foresight_bench.studies.Protocol`, for ``foresight-bench study``. Changes no cell and no cohort."""
