@@ -13,13 +13,13 @@ from foresight_bench.studies import Row, Section, Study, Value
 from foresight_bench.tables import number
 
 INTRODUCTION = """\
-This project grew from a study that stopped at its first gate: of its three experiments, two told it to pivot. The
-figures that decided so are below. Beside each stands what its own protocol gives where the answer is known beforehand:
-on features that hold all there is to know, which must pass, and on features that hold nothing, which must fail. Of a
-protocol that does otherwise no figure says anything, whatever the features.
+Suite `{suite}` grew from a study whose figures are below. Beside each stands what its own protocol gives where the
+answer is known beforehand: on features that hold all there is to know, which must pass, and on features that hold
+nothing, which must fail. Of a protocol that does otherwise no figure says anything, whatever the features.
 
-No model is run: what the study reported is quoted, and every other figure on this page is computed by `foresight-bench
-study`, on pictures drawn as the study drew them. The suite's own columns are the controls of its calibration."""
+What the study reported is quoted; every other figure on this page is computed by `foresight-bench study`, on pictures
+drawn as the study drew them, with every seed set. No model of vision is run. The columns of this suite are the controls
+of its calibration, which `foresight-bench calibrate` runs."""
 WIDTH = 120
 
 
@@ -30,7 +30,11 @@ def page(study: Study, picture: str = "") -> str:
         study: its numbers.
         picture: address of :func:`picture` beside the page; empty for none.
     """
-    parts = ["# The study, rerun on features whose worth is known", INTRODUCTION, _table(study)]
+    parts = [
+        "# The study, rerun on features whose worth is known",
+        INTRODUCTION.format(suite=study.suite),
+        _table(study),
+    ]
     if picture:
         parts.append(f"![Each figure of the table, as a mark beside its threshold]({picture})")
     parts.append(_summary(study))
@@ -104,7 +108,7 @@ def _table(study: Study) -> str:
         ]
         for row in study.rows
     ]
-    headers = ["", "figure", "threshold", "reported", "perfect", "blank", "a third input", "so"]
+    headers = ["", "figure", "threshold", "reported", "perfect", "blank", "a third input", "finding"]
     headers += ["this suite, perfect", "this suite, blank"]
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 

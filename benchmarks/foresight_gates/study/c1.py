@@ -66,25 +66,21 @@ def pictures(registry: Registry) -> Chapter:
         title="Pictures that are mostly white",
         protocol=(
             "C1 decoded features into pictures of one plain shape on a white canvas, through the image autoencoder "
-            "of Stable "
-            "Diffusion, not LTX-Video's. Its SSIM was taken of the mean of the three channels, so it cannot see "
-            "colour. "
-            f"{shared} of its {len(test)} test images are training images. Here the scorer is run without any model, "
-            "on "
-            "pictures whose worth is known: perfect features would give back the picture itself, blank ones a blank "
-            "page."
+            "of Stable Diffusion, not LTX-Video's. Its SSIM was taken of the mean of the three channels, so it "
+            f"cannot see colour. {shared} of its {len(test)} test images are training images. Here the scorer is run "
+            "without any model, on pictures whose worth is known: perfect features would give back the picture "
+            "itself; blank ones stand as a blank page, and a head trained on them gives the mean training image."
         ),
         headers=("what is scored", "LPIPS", "SSIM, the study's", "SSIM of RGB, this suite's"),
         rows=rows,
         meaning=(
             f"A blank page scores SSIM {outcome('C1', 'ssim', white[2])}, where .943 was reported, and LPIPS "
             f"{outcome('C1', 'lpips', white[1])}, where .264 was reported. In the wrong colours the picture scores "
-            "SSIM "
-            f"{outcome('C1', 'ssim', wrong[2])}, and LPIPS {outcome('C1', 'lpips', wrong[1])}."
+            f"SSIM {outcome('C1', 'ssim', wrong[2])}, and LPIPS {outcome('C1', 'lpips', wrong[1])}."
         ),
         instead=(
-            "Textured scenes, SSIM of RGB, and beside every figure what blank features and the mean colour score; the "
-            "decoder's own round trip is the ceiling. Spatial IoU is that of pixels, judged against the clean "
+            "Textured scenes, SSIM of RGB, and beside every figure what blank features and the mean colour score; "
+            "the decoder's own round trip is the ceiling. Spatial IoU is that of pixels, judged against the clean "
             "background."
         ),
     )
@@ -136,24 +132,20 @@ def boxes(registry: Registry) -> Chapter:
         title="Test images that are training images",
         protocol=(
             "Training and test images were drawn by one function that seeds its generator with 42 at each call, so "
-            "the test "
-            f"images are the first training images: {overlap} of {len(test.boxes)} are the same pixels, by SHA-256. "
-            "Every "
-            "gated figure of C1 was computed on such images. The head is the study's, at its own budget: an MLP of "
-            "512 and 512 "
-            "units on one vector an image, smooth L1, 100 epochs of Adam. A test split drawn from seed "
-            f"{HONEST} shares {honest}."
+            f"the test images are the first training images: {overlap} of {len(test.boxes)} are the same pixels, by "
+            "SHA-256. Every gated figure of C1 was computed on such images. The head is the study's, at its own "
+            "budget: an MLP of 512 and 512 units on one vector an image, smooth L1, 100 epochs of Adam. A test split "
+            f"drawn from seed {HONEST} shares {honest}."
         ),
         headers=("features", "IoU, the study's split", "IoU, new images"),
         rows=tuple(rows),
         meaning=(
             f"Random numbers, the same for the same image, score {outcome('C1', 'spatial_iou', random[1])}, on the "
-            "study's "
-            f"split, and {number(random[2])} on new images, where the mean box scores {number(rows[3][2])}."
+            f"study's split, and {number(random[2])} on new images, where the mean box scores {number(rows[3][2])}."
         ),
         instead=(
-            "Every split has a random stream of its own, and a run stops if two splits share a frame, by content hash. "
-            "Heads, taps and penalties never see the frames that are scored."
+            "Every split has a random stream of its own, and a run stops if two splits share a frame, by content "
+            "hash. Heads, taps and penalties never see the frames that are scored."
         ),
     )
     return Chapter((figure,), (section,))

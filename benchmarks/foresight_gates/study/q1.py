@@ -25,9 +25,8 @@ SPLITS = 30
 DRAWS = 20
 """Draws of what is random in recall: one alone may fall on either side of the threshold, so near is chance."""
 _STAND_IN = (
-    f"Nothing here loads LTX-Video: pictures averaged to {SIDE} x {SIDE} pixels, scaled to mean 0 and variance 1 "
-    "over all, "
-    "stand in for its latents. Perfect features are that target itself in other axes, turned at random."
+    f"Nothing here loads LTX-Video: pictures averaged to {SIDE} x {SIDE} pixels, scaled to mean 0 and variance 1 over "
+    "all, stand in for its latents. Perfect features are that target itself in other axes, turned at random."
 )
 
 
@@ -124,27 +123,23 @@ def probe(registry: Registry) -> Chapter:
         title="A linear probe that was stopped on its test set",
         protocol=(
             f"{len(order)} pictures of {len(CATEGORIES)} categories, split at random: {shared} of {len(test)} test "
-            "pictures "
-            "are training pictures, by SHA-256, since two of the categories hold one picture each. The probe is a "
-            "linear "
-            "map, at most 100 full-batch steps of Adam; learning rate and stopping follow the test error. The "
-            "better of "
-            "two directions was reported, .510; the other gave .429, below the threshold. " + _STAND_IN
+            "pictures are training pictures, by SHA-256, since two of the categories hold one picture each. The "
+            "probe is a linear map, at most 100 full-batch steps of Adam; learning rate and stopping follow the test "
+            "error. The better of two directions was reported, .510; the other gave .429, below the threshold. "
+            "" + _STAND_IN
         ),
         headers=("features", "to the target", "from the target", "the better"),
         rows=tuple(rows),
         meaning=(
             f"Knowing nothing but the category gives {outcome('Q1', 'ridge_r2', by_class)}; at 8 x 8 pixels, as many "
-            "cells as "
-            f"LTX-Video's latents have there, {outcome('Q1', 'ridge_r2', coarse)}. Over {SPLITS} other splits it is "
-            f"{number(float(np.mean(elsewhere)))} with a standard deviation of {number(float(np.std(elsewhere)))}, "
-            "where the "
-            "reported figure cleared the threshold by .010."
+            f"cells as LTX-Video's latents have there, {outcome('Q1', 'ridge_r2', coarse)}. Over {SPLITS} other "
+            f"splits it is {number(float(np.mean(elsewhere)))} with a standard deviation of "
+            f"{number(float(np.std(elsewhere)))}, where the reported figure cleared the threshold by .010."
         ),
         instead=(
             "A ridge map in closed form, its penalty chosen by cross-validation inside train, scored on clips it "
-            "never saw. "
-            "Both directions are reported; the one from encoder to decoder gates. Scenes have no categories to feed on."
+            "never saw. Both directions are reported; the one from encoder to decoder gates. Scenes have no "
+            "categories to feed on."
         ),
     )
     return Chapter((figure,), (section,))
@@ -227,11 +222,9 @@ def pairs(registry: Registry) -> Chapter:
         protocol=(
             f"Spearman's correlation of the distances of {len(smaller.labels)} pictures, and the share of {K} nearest "
             f"neighbours that two spaces have in common over {n}, of which {distinct} differ. Where both spaces fall "
-            "into "
-            f"{len(CATEGORIES)} clusters, chance recall is {K} of the {each - 1} others of a category, "
-            f"{number(K / (each - 1))}; the study compared with {K} of {n - 1}, {number(K / (n - 1))}. The two "
-            "spaces of the "
-            f"last row are cluster centres and normal noise, drawn independently, {DRAWS} times. " + _STAND_IN
+            f"into {len(CATEGORIES)} clusters, chance recall is {K} of the {each - 1} others of a category, "
+            f"{number(K / (each - 1))}; the study compared with {K} of {n - 1}, {number(K / (n - 1))}. The two spaces "
+            f"of the last row are cluster centres and normal noise, drawn independently, {DRAWS} times. " + _STAND_IN
         ),
         headers=("features", "Spearman", "recall@10"),
         rows=(
@@ -240,12 +233,12 @@ def pairs(registry: Registry) -> Chapter:
         ),
         meaning=(
             f"The mean picture of the category gives Spearman {outcome('Q1', 'spearman', rho[3])}; two spaces that "
-            "share "
-            f"the category alone give recall {outcome('Q1', 'recall10', twins)}."
+            f"share the category alone give recall {outcome('Q1', 'recall10', twins)}."
         ),
         instead=(
-            "Positions, sizes and colours are continuous and independent, and what mean colour, object area and count "
-            "explain is regressed out of both spaces first. Chance stands beside recall; p-values permute whole clips."
+            "Positions, sizes and colours are continuous and independent, and what mean colour, object area and "
+            "count explain is regressed out of both spaces first. Chance stands beside recall; p-values permute "
+            "whole clips."
         ),
     )
     return Chapter(figures, (section,))
@@ -280,19 +273,16 @@ def alignment(registry: Registry) -> Chapter:
     section = Section(
         title="CKA with more columns than pictures",
         protocol=(
-            f"Linear CKA by the biased estimator, of {n} pictures in 3,584 and 8,192 dimensions: in spaces as wide "
-            "as these "
-            "unrelated pictures are nearly orthogonal, and each agrees with itself. The largest of 14 values was "
-            "reported. "
-            "The normal numbers have those widths. " + _STAND_IN
+            f"Linear CKA by the biased estimator, of {n} pictures in 3,584 and 8,192 dimensions: in spaces as wide as "
+            "these unrelated pictures are nearly orthogonal, and each agrees with itself. The largest of 14 values "
+            "was reported. The normal numbers have those widths. " + _STAND_IN
         ),
         headers=("features", "CKA, the study's", "CKA debiased, this suite's"),
         rows=tuple(rows),
         meaning=(
             f"Independent normal numbers give {outcome('Q1', 'cka', unrelated)}; debiased, {number(debiased)}. The "
-            "category "
-            f"alone gives {number(rows[3][1])}, debiased {number(rows[3][2])}: that takes other data, not another "
-            "estimator."
+            f"category alone gives {number(rows[3][1])}, debiased {number(rows[3][2])}: that takes other data, not "
+            "another estimator."
         ),
         instead=(
             "Debiased CKA with a null that permutes whole clips, at a tap chosen on other clips, over scenes without "

@@ -50,28 +50,23 @@ def boxes(registry: Registry) -> Chapter:
     section = Section(
         title="Boxes in an order that no picture shows",
         protocol=(
-            f"{len(scenes)} scenes of 1 to {SLOTS} shapes. All tokens were averaged to one vector; one linear map "
-            "and a sigmoid "
-            "answer with three boxes, trained by smooth L1 slot by slot against the order in which the shapes were "
-            "drawn, "
-            f"which a picture does not show, for {STEPS} full-batch steps of Adam. 80% of the scenes scored are "
-            "those trained on. "
-            "The features called pre-merge and post-merge were the same ones. Whoever knows a scene but not that "
-            "order errs "
-            "least with the mean box of the scene in every slot: the last row, a ceiling for any representation."
+            f"{len(scenes)} scenes of 1 to {SLOTS} shapes. All tokens were averaged to one vector; one linear map and "
+            "a sigmoid answer with three boxes, trained by smooth L1 slot by slot against the order in which the "
+            f"shapes were drawn, which a picture does not show, for {STEPS} full-batch steps of Adam. 80% of the "
+            "scenes scored are those trained on. The features called pre-merge and post-merge were the same ones. "
+            "Whoever knows a scene but not that order errs least with the mean box of the scene in every slot: the "
+            "last row, a ceiling for any representation."
         ),
         headers=("features", f"IoU, {STEPS} steps", f"IoU, {CONVERGED:,} steps"),
         rows=tuple(rows),
         meaning=(
             f"Fed the very boxes that it is to answer with, the probe scores {outcome('Q2', 'box_iou', rows[0][1])}; "
-            "perfect "
-            f"knowledge of the scene scores {outcome('Q2', 'box_iou', known)}: {_listed(ceiling)} on scenes of 1, 2 "
-            "and 3 shapes."
+            f"perfect knowledge of the scene scores {outcome('Q2', 'box_iou', known)}: {_listed(ceiling)} on scenes "
+            "of 1, 2 and 3 shapes."
         ),
         instead=(
-            "One linear map a token, on tokens that are not averaged, and boxes matched one to one with those of "
-            "the truth; an "
-            "unmatched box counts 0. The averaged readout is reported beside it and never gates."
+            "One linear map a token, on tokens that are not averaged, and boxes matched one to one with those of the "
+            "truth; an unmatched box counts 0. The averaged readout is reported beside it and never gates."
         ),
     )
     return Chapter((figure,), (section,))

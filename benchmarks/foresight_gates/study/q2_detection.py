@@ -73,8 +73,8 @@ class QueryProbe(nn.Module):
         """Return boxes [N, 20, 4] and logits [N, 20, 13], the last of background, for ``tokens`` [N, L, C]."""
         keys = self.project(tokens)
         queries = self.queries.weight.expand(len(tokens), -1, -1)
-        queries, _ = self.across(queries, keys, keys)
-        queries, _ = self.among(queries, queries, queries)
+        queries, _ = self.across(queries, keys, keys, need_weights=False)
+        queries, _ = self.among(queries, queries, queries, need_weights=False)
         return self.box(queries).sigmoid(), self.label(queries)
 
 
@@ -109,28 +109,23 @@ def detection(registry: Registry) -> Chapter:
         title="A detector that is never told what is no object",
         protocol=(
             f"{len(shown.scenes)} scenes of 1 to 5 shapes of {CLASSES} classes, {train} of them to train on. "
-            f"{QUERIES} learned "
-            f"queries attend to the tokens, {EPOCHS} epochs of AdamW. Each true box trains the query whose box "
-            "overlaps it "
-            "most, the first if none does; the other queries, and the class for background, are never trained. "
-            "Tokens hold "
-            f"{tokens.shape[-1]} numbers: one-hot class, presence, the exact box, and its distances from the token. "
-            "The suite's "
-            f"probe is fitted on the same tokens, its penalty chosen on {len(val.scenes)} further scenes."
+            f"{QUERIES} learned queries attend to the tokens, {EPOCHS} epochs of AdamW. Each true box trains the "
+            "query whose box overlaps it most, the first if none does; no query is ever told that it shows nothing. "
+            f"Tokens hold {tokens.shape[-1]} numbers: one-hot class, presence, the exact box, and its distances from "
+            f"the token. The suite's probe is fitted on the same tokens, its penalty chosen on {len(val.scenes)} "
+            "further scenes."
         ),
         headers=("tokens", "mAP, the study's probe", "mAP, this suite's probe"),
         rows=tuple(rows),
         meaning=(
-            f"The score itself is sound: the truth scores {number(sound)}. On tokens that hold the answer the "
-            "study's probe "
-            f"scores {outcome('Q2', 'map50', perfect)}; it is confident of {confident:.1f} boxes a picture, where "
-            "there are "
-            f"{objects:.1f}. One linear map a token, on the same tokens, scores {outcome('Q2', 'map50', linear)}."
+            f"The score itself is sound: the truth scores {number(sound)}. On tokens that hold the answer the study's "
+            f"probe scores {outcome('Q2', 'map50', perfect)}; it is confident of {confident:.1f} boxes a picture, "
+            f"where there are {objects:.1f}. One linear map a token, on the same tokens, scores "
+            f"{outcome('Q2', 'map50', linear)}."
         ),
         instead=(
             "One linear map a token, in closed form, to objectness, class and box, then suppression of overlaps, "
-            "scored by "
-            "pycocotools. The probe must pass on such tokens before it is used on any other."
+            "scored by pycocotools. The probe must pass on such tokens before it is used on any other."
         ),
     )
     return Chapter((figure,), (section,))
