@@ -52,7 +52,7 @@ def picture(study: Study) -> str:
 
     label = "Each figure of the study beside its threshold, and what its protocol gives on perfect and blank features"
     rows = study.rows
-    with chart(8.0, 0.42 * len(rows) + 1.3, label) as drawing:
+    with chart(8.0, 0.5 * len(rows) + 1.0, label) as drawing:
         figure = drawing.figure
         figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, color="white", zorder=-10))
         axes = figure.add_subplot()
@@ -60,13 +60,14 @@ def picture(study: Study) -> str:
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
             axes.axhline(place, color="#cccccc", linewidth=0.5, zorder=0)
-            marks = [(row.perfect, 2), (row.blank, 1), (row.reported, 0)]
+            # One above the other, since equal values would hide each other.
+            marks = [(row.reported, 0, -0.27), (row.perfect, 2, -0.09), (row.blank, 1, 0.09)]
             if row.trap:
-                marks.append((row.trap.value, 3))
-            for value, kind in marks:
+                marks.append((row.trap.value, 3, 0.27))
+            for value, kind, away in marks:
                 if value is not None:
                     axes.plot(
-                        scaled(row, value), place, MARKERS[kind], color=COLOURS[kind], markersize=8, zorder=3 + kind
+                        scaled(row, value), place + away, MARKERS[kind], color=COLOURS[kind], markersize=8, mec="white"
                     )
         axes.set_yticks(range(len(rows)), [f"{row.experiment} {row.title}" for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -14,19 +14,28 @@ from skimage.metrics import structural_similarity
 from foresight_bench.registry import Registry
 from foresight_bench.studies import Figure, Section, Study
 from foresight_bench.verdicts import Decision
-from foresight_gates.study import PROTOCOLS, c1, q1, q2_boxes, q2_detection, q2_pictures, verdict
+from foresight_gates.study import (
+    PROTOCOLS,
+    c1,
+    q1_pairs,
+    q1_probe,
+    q1_spaces,
+    q2_boxes,
+    q2_detection,
+    q2_pictures,
+    verdict,
+)
 from foresight_gates.study.drawings import (
     CLASSES,
     box_scenes,
-    categories,
     detection_scenes,
     fingerprints,
     known,
     positioned_shapes,
     single_shapes,
-    textures,
 )
 from foresight_gates.study.edges import canny, exact_f1
+from foresight_gates.study.patterns import categories, textures
 from foresight_gates.study.scoring import paired_iou, space_score
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +58,17 @@ def test_single_shapes_stand_where_their_boxes_say() -> None:
             if shape < 3:  # a star's points do not reach all sides
                 assert np.abs(tight - corners).max() <= 1
         assert (placed.colours == np.arange(24) % (placed.colours.max() + 1)).all()
+
+
+def test_sizes_and_places_have_the_study_s_ranges() -> None:
+    widths = 224 * positioned_shapes(600).boxes[:, 2]
+    assert (widths.min(), widths.max()) == (50, 118)
+    placed = 224 * single_shapes(1500).boxes
+    assert [(column.min(), column.max()) for column in placed[:, :3].T] == [(60, 163), (60, 163), (50, 98)]
+    sides = np.concatenate([448 * (scene.boxes[:, 2] - scene.boxes[:, 0]) for scene in box_scenes(300)]).round()
+    assert (sides.min(), sides.max()) == (30, 79)
+    sides = np.concatenate([448 * (scene.boxes[:, 2] - scene.boxes[:, 0]) for scene in detection_scenes(300)]).round()
+    assert (sides.min(), sides.max()) == (20, 99)
 
 
 def test_two_of_nine_categories_are_one_picture_each() -> None:
@@ -93,57 +113,59 @@ def test_noise_passes_on_training_images_and_fails_on_new_ones() -> None:
 
 
 def test_categories_alone_score_what_the_audit_found() -> None:
-    spaces = q1.Spaces.of(40)
-    assert q1.spearman(spaces.centroid, spaces.target) == pytest.approx(0.786, abs=0.002)
-    assert q1.spearman(spaces.category, spaces.target) == pytest.approx(0.341, abs=0.002)
-    assert q1.spearman(spaces.perfect, spaces.target) == pytest.approx(1, abs=1e-6)
-    assert q1.spearman(spaces.blank, spaces.target) is None
-    assert q1.biased_cka(spaces.category, spaces.target) == pytest.approx(0.480, abs=0.002)
-    assert q1.biased_cka(spaces.perfect, spaces.target) == pytest.approx(1, abs=1e-9)
-    assert q1.biased_cka(spaces.blank, spaces.target) is None
+    spaces = q1_spaces.Spaces.of(40)
+    assert q1_pairs.spearman(spaces.centroid, spaces.target) == pytest.approx(0.786, abs=0.002)
+    assert q1_pairs.spearman(spaces.category, spaces.target) == pytest.approx(0.341, abs=0.002)
+    assert q1_pairs.spearman(spaces.perfect, spaces.target) == pytest.approx(1, abs=1e-6)
+    assert q1_pairs.spearman(spaces.blank, spaces.target) is None
+    assert q1_pairs.biased_cka(spaces.category, spaces.target) == pytest.approx(0.480, abs=0.002)
+    assert q1_pairs.biased_cka(spaces.perfect, spaces.target) == pytest.approx(1, abs=1e-9)
+    assert q1_pairs.biased_cka(spaces.blank, spaces.target) is None
 
 
 def test_clusters_alone_reach_category_chance() -> None:
     labels = torch.arange(9).repeat_interleave(50)
-    found = [q1.recall(q1.clustered(labels, 2 * i), q1.clustered(labels, 2 * i + 1)) for i in range(8)]
+    found = [
+        q1_pairs.recall(q1_spaces.clustered(labels, 2 * i), q1_spaces.clustered(labels, 2 * i + 1)) for i in range(8)
+    ]
     assert np.mean(found) == pytest.approx(10 / 49, abs=0.006)  # type: ignore[arg-type]
-    space = q1.clustered(labels, 0)
-    assert q1.recall(space, q1.rotated(space)) == pytest.approx(1)
-    assert q1.recall(space, torch.ones(450, 1)) is None
+    space = q1_spaces.clustered(labels, 0)
+    assert q1_pairs.recall(space, q1_spaces.rotated(space)) == pytest.approx(1)
+    assert q1_pairs.recall(space, torch.ones(450, 1)) is None
 
 
 def test_class_means_explain_half_of_the_variance() -> None:
-    spaces = q1.Spaces.of(60)
+    spaces = q1_spaces.Spaces.of(60)
     everything = torch.arange(540)
-    assert q1.category_r2(spaces, everything, everything) == pytest.approx(0.538, abs=0.002)
+    assert q1_probe.category_r2(spaces, everything, everything) == pytest.approx(0.538, abs=0.002)
     order = torch.from_numpy(RandomState(59).permutation(540))
-    assert q1.category_r2(spaces, order[:432], order[432:]) == pytest.approx(0.458, abs=0.002)
+    assert q1_probe.category_r2(spaces, order[:432], order[432:]) == pytest.approx(0.458, abs=0.002)
 
 
 def test_r2_against_the_analytic_case() -> None:
     y = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
-    assert q1.r2(y, y) == 1
-    assert q1.r2(y.mean(0).expand_as(y), y) == pytest.approx(0, abs=1e-6)
-    assert q1.r2(-y + 2 * y.mean(0), y) == pytest.approx(-3, abs=1e-5)
-    assert q1.r2(y, torch.ones(50, 7)) is None
+    assert q1_probe.r2(y, y) == 1
+    assert q1_probe.r2(y.mean(0).expand_as(y), y) == pytest.approx(0, abs=1e-6)
+    assert q1_probe.r2(-y + 2 * y.mean(0), y) == pytest.approx(-3, abs=1e-5)
+    assert q1_probe.r2(y, torch.ones(50, 7)) is None
 
 
 def test_the_probe_finds_a_linear_map_and_nothing_in_a_constant() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 64, generator=generator)
     y = x @ (0.05 * torch.randn(64, 5, generator=generator))  # no further than 100 steps of .001 go
-    found = q1.probe_r2(x[:160], y[:160], x[160:], y[160:])
+    found = q1_probe.probe_r2(x[:160], y[:160], x[160:], y[160:])
     assert found is not None
-    nothing = q1.probe_r2(torch.ones(160, 1), y[:160], torch.ones(40, 1), y[160:])
+    nothing = q1_probe.probe_r2(torch.ones(160, 1), y[:160], torch.ones(40, 1), y[160:])
     assert nothing is not None
     assert nothing < 0 < found
-    assert q1.probe_r2(y[:160], torch.ones(160, 1), y[160:], torch.ones(40, 1)) is None
+    assert q1_probe.probe_r2(y[:160], torch.ones(160, 1), y[160:], torch.ones(40, 1)) is None
 
 
 def test_biased_cka_of_independent_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(360, width, generator=generator, dtype=torch.float64) for width in (3584, 8192))
-    assert q1.biased_cka(x, y) == pytest.approx(0.933, abs=0.003)
+    assert q1_pairs.biased_cka(x, y) == pytest.approx(0.933, abs=0.003)
     assert space_score(Registry.installed(), "cka", x, y) == pytest.approx(0, abs=0.01)
 
 
@@ -203,6 +225,9 @@ def test_canny_keeps_weak_edges_that_touch_strong_ones() -> None:
     assert edges[:, 19:21].any(1).all()
     picture[:10, 20:] = 125
     assert not canny(picture).any()
+    picture[:10, 20:] = 180
+    picture[10:, 20:] = 112  # of 12: gradient 48, none
+    assert not canny(picture)[12:].any()
     picture[:, 20:] = 112  # of 12: below both
     assert not canny(picture).any()
     steep = np.full((30, 30, 3), 0, dtype=np.uint8)
@@ -223,6 +248,14 @@ def test_average_precision_against_known_rankings() -> None:
     for scores, expected in (([0.9, 0.5], 1.0), ([0.5, 0.9], 0.5)):  # the true box first, the true box second
         found = [(torch.cat([box, far]), label.repeat(2), torch.tensor(scores))]
         assert q2_detection.average_precision(found, [one]) == pytest.approx(expected)
+
+
+def test_a_box_is_found_once() -> None:
+    boxes = np.array([[0, 0, 0.2, 0.2], [0.5, 0.5, 0.9, 0.9]], dtype=np.float32)
+    scene = replace(detection_scenes(1)[0], boxes=boxes, labels=np.array([3, 3]))
+    found = (torch.from_numpy(boxes[[0, 0, 1]]), torch.tensor([3, 3, 3]), torch.tensor([0.9, 0.8, 0.7]))
+    # Precision is 1 up to a recall of one half, at 6 of 11 points, and 2/3 beyond.
+    assert q2_detection.average_precision([found], [scene]) == pytest.approx((6 + 5 * 2 / 3) / 11)
 
 
 def test_tokens_hold_the_answer_and_the_dense_probe_reads_it() -> None:

@@ -7,14 +7,14 @@ like are files below its ``infra/modal/handlers``. It set no seed for what it tr
 from __future__ import annotations
 
 from foresight_bench.studies import Protocol
-from foresight_gates.study import c1, q1, q2_boxes, q2_detection, q2_pictures, verdict
+from foresight_gates.study import c1, q1_pairs, q1_probe, q2_boxes, q2_detection, q2_pictures, verdict
 
 PROTOCOLS = (
     Protocol("C1: pictures", c1.pictures),
     Protocol("C1: boxes", c1.boxes),
-    Protocol("Q1: linear probe", q1.probe),
-    Protocol("Q1: distances and neighbours", q1.pairs),
-    Protocol("Q1: CKA", q1.alignment),
+    Protocol("Q1: linear probe", q1_probe.probe),
+    Protocol("Q1: distances and neighbours", q1_pairs.pairs),
+    Protocol("Q1: CKA", q1_pairs.alignment),
     Protocol("Q2: boxes", q2_boxes.boxes),
     Protocol("Q2: pictures", q2_pictures.pictures),
     Protocol("Q2: detection", q2_detection.detection),

@@ -6,7 +6,6 @@ repository a1j9o94/foresight, and draws the same random numbers in the same orde
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,14 +17,9 @@ from PIL import Image, ImageDraw
 
 SEED = 42
 """The study's only seed: both of its splits are drawn from it."""
-CATEGORIES = (
-    *("red circle", "blue circle", "green square", "yellow square", "purple triangle"),
-    *("horizontal stripes", "vertical stripes", "warm gradient", "cool gradient"),
-)
-TEXTURES = ("stripes", "checkerboard", "gradient", "noise", "circles")
 CLASSES = 12
 """Three shapes in four colours."""
-_WHITE = (255, 255, 255)
+WHITE = (255, 255, 255)
 _SHAPES = ("circle", "square", "triangle", "star")
 _COLOURS = (
     *((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)),
@@ -83,15 +77,6 @@ def positioned_shapes(count: int, seed: int = SEED) -> Placed:
     return _placed(places, 3, 6)
 
 
-def categories(each: int) -> tuple[Pictures, NDArray[np.int64]]:
-    """Return ``each`` pictures of nine categories, 256 pixels a side, and their categories (q1/eq1_4.py to eq1_7.py).
-
-    Picture i of every category is drawn from seed i.
-    """
-    drawn = [_category(name, random.Random(i)) for name in CATEGORIES for i in range(each)]
-    return np.stack(drawn), np.repeat(np.arange(len(CATEGORIES)), each)
-
-
 def box_scenes(count: int = 200, seed: int = SEED) -> list[Scene]:
     """Return scenes of 1 to 3 shapes that may overlap, 448 pixels a side (q2/e_q2_2.py)."""
     rng = RandomState(seed)
@@ -122,13 +107,6 @@ def detection_scenes(count: int = 200, seed: int = SEED) -> list[Scene]:
     return scenes
 
 
-def textures(count: int = 150, seed: int = SEED) -> tuple[Pictures, NDArray[np.int64]]:
-    """Return the five ``TEXTURES`` in turn, 448 pixels a side, and which is which (q2/e_q2_5.py)."""
-    rng = RandomState(seed)
-    kinds = np.arange(count) % len(TEXTURES)
-    return np.stack([_texture(TEXTURES[kind], rng) for kind in kinds]), kinds
-
-
 def fingerprints(pictures: Sequence[Pictures] | Pictures) -> list[str]:
     """Return the SHA-256 of each picture's pixels."""
     return [sha256(np.ascontiguousarray(picture).tobytes()).hexdigest() for picture in pictures]
@@ -144,7 +122,7 @@ class _Canvas:
 
     def __init__(self, side: int) -> None:
         self.side = side
-        self._image = Image.new("RGB", (side, side), _WHITE)
+        self._image = Image.new("RGB", (side, side), WHITE)
         self._boxes: list[tuple[int, int, int, int]] = []
         self._labels: list[int] = []
 
@@ -181,7 +159,7 @@ def _placed(places: Sequence[tuple[int, int, int]], shapes: int, colours: int) -
     pictures, boxes = [], []
     index = np.arange(len(places))
     for i, (cx, cy, half) in enumerate(places):
-        image = Image.new("RGB", (224, 224), _WHITE)
+        image = Image.new("RGB", (224, 224), WHITE)
         box = (cx - half, cy - half, cx + half, cy + half)
         draw_shape(ImageDraw.Draw(image), _SHAPES[i % shapes], box, _COLOURS[i % colours])
         pictures.append(np.asarray(image))
@@ -189,61 +167,3 @@ def _placed(places: Sequence[tuple[int, int, int]], shapes: int, colours: int) -
     return Placed(
         np.stack(pictures), index % shapes, index % colours, np.array(boxes, dtype=np.float32) / np.float32(224)
     )
-
-
-def _category(name: str, rng: random.Random) -> Pictures:
-    image = Image.new("RGB", (256, 256), _WHITE)
-    draw = ImageDraw.Draw(image)
-    cx, cy, half = rng.randint(60, 196), rng.randint(60, 196), rng.randint(35, 60)
-    strong, weak = (180, 255), (0, 50)
-    ranges = {
-        "red circle": (strong, weak, weak),
-        "blue circle": (weak, weak, strong),
-        "green square": (weak, strong, weak),
-        "yellow square": ((200, 255), (200, 255), weak),
-        "purple triangle": ((100, 180), weak, (100, 180)),
-    }
-    if name in ranges:
-        red, green, blue = (rng.randint(*ends) for ends in ranges[name])
-        shape = name.split()[1]
-        draw_shape(draw, shape, (cx - half, cy - half, cx + half, cy + half), (red, green, blue))
-    elif name.endswith("stripes"):
-        width = rng.randint(12, 30)
-        colour = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
-        for start in range(0, 256, 2 * width):
-            across = name.startswith("horizontal")
-            draw.rectangle((0, start, 256, start + width) if across else (start, 0, start + width, 256), fill=colour)
-    else:  # a gradient: nothing in it depends on the seed
-        for y in range(256):
-            light, other = int(255 - y * 0.3), int(100 + y * 0.5)
-            draw.line([(0, y), (256, y)], fill=(light, other, 50) if name.startswith("warm") else (50, other, light))
-    return np.asarray(image)
-
-
-def _texture(kind: str, rng: RandomState) -> Pictures:
-    side = 448
-    picture = np.full((side, side, 3), 255, dtype=np.uint8)
-    if kind == "stripes":
-        width = rng.randint(5, 20)
-        for x in range(0, side, 2 * width):
-            picture[:, x : x + width] = rng.randint(50, 200)
-    elif kind == "checkerboard":
-        width = rng.randint(10, 30)
-        for y in range(0, side, width):
-            for x in range(0, side, width):
-                ends = (150, 250) if (y // width + x // width) % 2 else (50, 150)
-                picture[y : y + width, x : x + width] = rng.randint(*ends)
-    elif kind == "gradient":
-        picture[:] = (255 * np.arange(side) // side)[:, None, None]
-        picture = picture + rng.randint(-20, 20, picture.shape).astype(np.uint8)  # wraps around, as it did
-    elif kind == "noise":
-        picture = rng.randint(0, 255, (side, side, 3), dtype=np.uint8)
-    else:
-        image = Image.new("RGB", (side, side), _WHITE)
-        draw = ImageDraw.Draw(image)
-        for radius in range(10, side // 2, 10):
-            red, green, blue = (int(rng.randint(0, 255)) for _ in range(3))
-            low, high = side // 2 - radius, side // 2 + radius
-            draw.ellipse((low, low, high, high), outline=(red, green, blue), width=3)
-        picture = np.asarray(image)
-    return picture

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from foresight_bench.registry import Registry
 from foresight_bench.studies import Chapter, Figure, Section, Trap
 from foresight_bench.tables import number
-from foresight_gates.study.drawings import TEXTURES, Pictures, textures
+from foresight_gates.study.drawings import Pictures
 from foresight_gates.study.edges import canny, exact_f1
+from foresight_gates.study.patterns import TEXTURES, textures
 from foresight_gates.study.scoring import FrameScorer, outcome, tensor
 
 SCORED = 15
@@ -102,8 +103,8 @@ def pictures(registry: Registry) -> Chapter:
                 meaning=(
                     f"The truth moved by one pixel scores {outcome('Q2', 'edge_f1', exact[shifted])}, and the mean "
                     f"picture of the texture {number(exact[by_kind])}, beside .351 reported; with a tolerance the "
-                    f"first scores {number(edge_f1[shifted])}. It gives the mean picture {number(edge_f1[by_kind])}: "
-                    "five textures are too few to be told apart by any edge score."
+                    f"first scores {number(edge_f1[shifted])}. It gives the mean picture "
+                    f"{outcome('Q2', 'edge_f1', edge_f1[by_kind])}, on the study's textures."
                 ),
                 instead=(
                     "An edge counts within .0075 of the diagonal, at least 2 pixels; the mean is over frames; "

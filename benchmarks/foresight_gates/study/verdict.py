@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from foresight_bench.registry import Registry
 from foresight_bench.studies import Chapter, Section
-from foresight_bench.verdicts import decide, judge
+from foresight_bench.verdicts import Verdict, decide, judge
 from foresight_gates.suites import THRESHOLDS
 
 _METRICS = {
@@ -48,9 +48,9 @@ def verdicts(registry: Registry) -> Chapter:
         worst = {each: 1.0 if asked.get(each, (0.0, False))[1] else 0.0 for each in RETURNED[name]}
         matched[name] = len(asked.keys() & worst.keys())
         nothing = decide([judge(None, threshold, "higher", {}, None).verdict for threshold in criteria.values()])
-        rows.append(
-            (f"{name}, every number at its worst", f"{matched[name]} of {len(asked)}", assessed(asked, worst), "PIVOT")
-        )
+        failed = decide([Verdict.FAIL] * len(criteria))
+        found = f"{matched[name]} of {len(asked)}"
+        rows.append((f"{name}, every number at its worst", found, assessed(asked, worst), str(failed)))
         rows.append((f"{name}, no number at all", f"0 of {len(asked)}", assessed(asked, {}), str(nothing)))
     passed = [row[0] for row in rows if row[2] == "PROCEED" and row[3] != "PROCEED"]
     section = Section(
