@@ -309,7 +309,7 @@ def test_iou_of_boxes() -> None:
     assert paired_iou(a, b).tolist() == pytest.approx([1 / 7, 1, 0, 0])
 
 
-@pytest.mark.slow
+@pytest.mark.measured
 @pytest.mark.archives
 def test_the_committed_numbers_are_what_the_protocols_give() -> None:
     # What is trained moves between machines: the query probe's mAP by .004 with another attention kernel. No trained
