@@ -148,9 +148,9 @@ class InformationPreservation:
         ]
 
     def _picture(self, bench: Bench, fitted: _Fitted, tap: str, measured: Sequence[Measurement]) -> bytes:
-        """Return boxes and maps of some clips of `test`; empty for a control that finds no objects anyway."""
+        """Return boxes and maps of some clips of `test`; empty for a control, of which they are known."""
         by = [m.scores.per_clip for m in measured if (m.metric, m.tap, m.readout) == ("box_iou", tap, READOUT)]
-        if bench.features.control in ("pixels", "floor") or not by or by[0] is None:
+        if bench.features.control or not by or by[0] is None:
             return b""
 
         def found(blocks: Sequence[ClipBatch], grids: Sequence[Grid]) -> list[FrameBoxes]:

@@ -236,8 +236,8 @@ def test_of_many_taps_some_are_mapped() -> None:
     assert q2_picture.shown_taps(taps[:12], "block.3") == taps[:12]
 
 
-@pytest.mark.parametrize("control", ["pixels", "floor"])
-def test_controls_that_find_nothing_draw_nothing(control: str) -> None:
+@pytest.mark.parametrize("control", ["oracle", "pixels"])
+def test_controls_draw_nothing(control: str) -> None:
     assert run("Q2", replace(features("pixels"), control=control)).picture == b""
 
 
