@@ -30,8 +30,15 @@ CELLS = list(Store(COMMITTED).cells())
 N = 100
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(0.5, 0.1, N)
+START = RNG.bit_generator.state
 TAPS = ("patch_embed", "block.2", "block.5", "block.8", "final")
 Curves = Mapping[tuple[str, str], FloatArray]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Let a test draw the same numbers whatever ran before it."""
+    RNG.bit_generator.state = START
 
 
 def noise(scale: float = 0.02) -> FloatArray:
