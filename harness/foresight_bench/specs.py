@@ -253,6 +253,8 @@ class MetricSpec:
     """Extras of the distribution that must be installed."""
     range: tuple[float, float] | None = None
     """Values that its definition allows, both ends included; None if any. What lies outside was not computed by it."""
+    symmetric: bool = False
+    """Whether the value stays when the truth and what is scored, or the two spaces, change places."""
 
 
 @dataclass(frozen=True)

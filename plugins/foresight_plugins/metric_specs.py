@@ -30,6 +30,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "1",
         weights=LPIPS_ALEX,
         range=(0, _INF),
+        symmetric=True,
     ),
     MetricSpec(
         "ssim",
@@ -39,6 +40,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         range=(-1, 1),
+        symmetric=True,
     ),
     MetricSpec(
         "psnr",
@@ -49,6 +51,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "1",
         unit="dB",
         range=(0, 100),
+        symmetric=True,
     ),
     MetricSpec(
         "edge_f1",
@@ -143,6 +146,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         range=(-1, 1),
+        symmetric=True,
     ),
     *(
         MetricSpec(

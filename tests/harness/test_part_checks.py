@@ -162,6 +162,8 @@ class Similarity:
         score = torch.exp(-10 * mse)
         if self._fault == "short":
             score = 0.9 * score
+        if self._fault == "relative":
+            score = torch.exp(-mse / prepared.double().square().mean((1, 2, 3)))
         if self._fault == "dips":
             score = torch.where((mse > 0.02) & (mse < 0.05), 0.01, score)
         if self._fault == "negative":
@@ -224,12 +226,12 @@ SOUND = [
     (ADAPTER_CHECKS, adapter("Module"), set()),
     (ADAPTER_CHECKS, adapter("Solved"), {"stack-alone"}),
     (DECODER_CHECKS, decoder(), {"licence"}),
-    (METRIC_CHECKS, metric(), set()),
-    (METRIC_CHECKS, metric("Distance"), {"data-range"}),
+    (METRIC_CHECKS, metric(symmetric=True), set()),
+    (METRIC_CHECKS, metric("Distance"), {"data-range", "symmetric"}),
     (
         METRIC_CHECKS,
         metric(direction="none", range=None),
-        {"identity", "monotone", "direction", "in-range", "interval-covers", "data-range"},
+        {"identity", "monotone", "direction", "symmetric", "in-range", "interval-covers", "data-range"},
     ),
 ]
 
@@ -278,6 +280,7 @@ PLANTED = [
     (METRIC_CHECKS, metric(fault="dips"), {"monotone"}, "no steady change"),
     (METRIC_CHECKS, metric(direction="lower"), {"direction"}, "correct MetricSpec.direction"),
     (METRIC_CHECKS, metric(fault="negative"), {"in-range"}, "outside [0, 1]"),
+    (METRIC_CHECKS, metric(fault="relative", symmetric=True), {"symmetric"}, "both sides exchanged"),
     (METRIC_CHECKS, metric(fault="batch"), {"per-clip"}, "over the whole batch"),
     (METRIC_CHECKS, metric("Distance", "narrow"), {"interval-covers"}, "where the clip is the sample"),
     (METRIC_CHECKS, metric("Distance", "wide"), {"interval-covers"}, "in 100% of the samples"),

@@ -37,6 +37,10 @@ class FrameCase:
         """Return the case with black for a reconstruction."""
         return replace(self, given=torch.zeros_like(self.given))
 
+    def swapped(self) -> FrameCase:
+        """Return the case with the reconstruction for the truth, and the other way round."""
+        return FrameCase(replace(self.truth, frames=self.given), self.truth.frames)
+
     def taken(self, clips: NDArray[np.int64]) -> FrameCase:
         """Return the case of some clips."""
         truth = FrameTruth(self.truth.frames[clips], self.truth.plates[clips], self.truth.labels[clips])
@@ -79,6 +83,10 @@ class BoxCase:
         """Return the case without any predicted box."""
         nothing = FrameBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
         return replace(self, given=[nothing for _ in self.given])
+
+    def swapped(self) -> BoxCase:
+        """Return the case with the predicted boxes for the truth, and the other way round."""
+        return replace(self, truth=self.given, given=self.truth)
 
     def taken(self, clips: NDArray[np.int64]) -> BoxCase:
         """Return the case of some clips."""
@@ -123,6 +131,11 @@ class SpaceCase:
         """Return the case with a y in which all clips coincide."""
         y, y_train = (torch.ones_like(each) for each in (self.spaces.y, self.spaces.y_train))
         return SpaceCase(replace(self.spaces, y=y, y_train=y_train))
+
+    def swapped(self) -> SpaceCase:
+        """Return the case with either space for the other."""
+        one = self.spaces
+        return SpaceCase(replace(one, x=one.y, y=one.x, x_train=one.y_train, y_train=one.x_train))
 
     def taken(self, clips: NDArray[np.int64]) -> SpaceCase:
         """Return the case of some clips, with the whole of ``train``."""

@@ -116,6 +116,20 @@ def direction(subject: PartSubject) -> None:
         )
 
 
+@METRIC_CHECKS.must("A metric that the spec declares symmetric is.")
+def symmetric(subject: PartSubject) -> None:
+    """Truth and prediction, or the two spaces, change places."""
+    if not _spec(subject).symmetric:
+        raise NotApplicable("The spec does not declare it symmetric.")
+    case = _case(subject).noisy(LEVELS[2])
+    one, other = _score(subject, case), _score(subject, case.swapped())
+    if not np.allclose(one, other, rtol=EQUAL, atol=EQUAL):
+        raise Broken(
+            f"It scores {one.mean():.6g}, and {other.mean():.6g} with both sides exchanged. Usually the error is "
+            "divided by something of one side alone; correct it, or MetricSpec.symmetric."
+        )
+
+
 @METRIC_CHECKS.must("Scores stay within the range that the spec declares.")
 def in_range(subject: PartSubject) -> None:
     """For identical, noisy and unrelated input, and for input that holds nothing."""
