@@ -13,11 +13,11 @@ from torch import Tensor
 
 from foresight_bench.bench import Bench
 from foresight_bench.contracts import Measurement, Outcome
-from foresight_bench.features import next_clip
 from foresight_bench.grids import Grid
 from foresight_bench.specs import ExperimentSpec
 from foresight_bench.strips import strips
 from foresight_bench.tables import number
+from foresight_bench.transforms import next_clip
 
 READOUT = "tokens"
 

@@ -17,10 +17,10 @@ import torch
 from foresight_bench.bench import Bench
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import FrameBoxes, Measurement, Outcome
-from foresight_bench.features import next_clip, pooled_grid
 from foresight_bench.grids import Grid, slots
 from foresight_bench.scores import Scores
 from foresight_bench.specs import ExperimentSpec
+from foresight_bench.transforms import next_clip, pooled_grid
 from foresight_gates.probes import Block, Heads, Reading, extent_boxes, joined
 from foresight_gates.q2_picture import picture
 from foresight_gates.targets import cell_targets

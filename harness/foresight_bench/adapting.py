@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from foresight_bench import heads
 from foresight_bench.contracts import Adapter
-from foresight_bench.features import FeatureSet
+from foresight_bench.features import FeatureSet, Key
 from foresight_bench.grids import Grid, Layout
 from foresight_bench.heads import Task
-from foresight_bench.pairs import Blocks
+from foresight_bench.pairs import Blocks, Pairs
 from foresight_bench.registry import Registry, target
 
 
@@ -162,7 +163,7 @@ class Adapting:
             for tap in self._features.candidates:
                 name = f"{wanted.adapter} at {tap} onto {wanted.decoder}"
                 spec = adapters[wanted.adapter].spec
-                train, val = (data[wanted.decoder].pairs(tap, split) for split in ("train", "val"))
+                train, val = (data[wanted.decoder].pairs[tap, split] for split in ("train", "val"))
                 tasks[wanted, tap] = Task(name, spec, train, val, wanted.seed)
         results = heads.train(list(tasks.values()), self._source.device, progress)
         for (wanted, tap), result in zip(tasks, results, strict=True):
@@ -179,8 +180,8 @@ class Adapting:
         progress(f"{wanted.adapter} at {tap}")
         spec = self._source.registry.adapters[wanted.adapter].spec
         adapter: Adapter = target(spec.target)(seed=wanted.seed, device=self._source.device, **spec.params)
-        val = data.pairs(tap, "val")
-        adapter.fit(data.pairs(tap, "train"), val)
+        val = data.pairs[tap, "val"]
+        adapter.fit(data.pairs[tap, "train"], val)
         return Adapted(adapter, data.normal, mean_squared_error(adapter, val))
 
 
@@ -188,20 +189,19 @@ class Adapting:
 class _Data:
     """Features beside the normalised latents of one decoder."""
 
-    features: FeatureSet
     normal: Normal
-    latents: Mapping[str, Sequence[Grid]]
-    """By split."""
+    pairs: Mapping[Key, Blocks]
+    """By candidate tap and split; the features are made when they are asked for."""
 
     @classmethod
     def of(cls, source: Latents, features: FeatureSet, decoder: str) -> _Data:
         normal = Normal.of(source.latents(decoder, "train"))
-        splits = ("train", "val")
-        return cls(features, normal, {name: [*map(normal.forward, source.latents(decoder, name))] for name in splits})
-
-    def pairs(self, tap: str, split: str) -> Blocks:
-        """Return (features, latents) of a split, one pair for each block."""
-        return list(zip(self.features.tokens[tap, split], self.latents[split], strict=True))
+        pairs: dict[Key, Blocks] = {}
+        for split in ("train", "val"):
+            latents = [normal.forward(grid) for grid in source.latents(decoder, split)]
+            for tap in features.candidates:
+                pairs[tap, split] = Pairs(partial(features.tokens.__getitem__, (tap, split)), latents)
+        return cls(normal, pairs)
 
 
 def mean_squared_error(adapter: Predictor, blocks: Blocks) -> float:

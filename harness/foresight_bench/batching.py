@@ -23,6 +23,9 @@ MOST_FRAMES = 64
 MEMORY_SHARE = 0.5
 """Part of the memory that a batch may take of what is free beside the features that are kept. The rest is for what one
 small batch cannot show: workspaces, fragmentation, clips whose frames cost more."""
+FEATURES_SHARE = 0.5
+"""Part of a device's free memory that features may take. The rest is for the experiments: beside 24 GB of DINOv2's
+features, `gate1` takes PEAK GB on a GPU for truth, reference features, latents and one tap's tokens in float32."""
 
 _SYMPTOMS = (
     "DefaultCPUAllocator",  # torch has no type for the host's memory
@@ -90,6 +93,11 @@ def device_memory(device: torch.device | str) -> Memory | None:
 def free_memory(memory: Memory | None) -> int | None:
     """Return the bytes that can be had: of ``memory``, or of the host's where it is None; None if unknown."""
     return memory.free() if memory else free_bytes(Device("cpu", ""))
+
+
+def device_room(memory: Memory | None) -> int | None:
+    """Return the bytes that features may take of ``memory``; None for any number, where it is the host's anyway."""
+    return int(FEATURES_SHARE * memory.free()) if memory else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

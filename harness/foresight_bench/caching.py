@@ -50,7 +50,7 @@ class FeatureCache:
         self._records: dict[str, list[ShardRecord]] = {tap: [] for tap in identities}
         self._made: dict[str, Pass] = {}
         self._stale: set[str] = set()  # taps without a manifest, or with new shards
-        self._open: dict[tuple[str, Block], tuple[int, int, torch.dtype]] = {}
+        self._open: dict[tuple[str, Block], tuple[int, int]] = {}
         self._device, self._compiled, self._note = device, compiled, note
         self._writer = ThreadPoolExecutor(1, "feature-cache")
         self._ended = ""
@@ -91,16 +91,16 @@ class FeatureCache:
             self._ended = "there is no room for them"
         self._submit(self._write_identities)
 
-    def add(self, held: Held, tap: str, block: Block, clips: slice, dtype: torch.dtype) -> None:
-        """Take note that ``held`` has ``clips``, one batch, which the encoder gave in ``dtype``."""
-        start, stop, _ = self._open.get((tap, block), (clips.start, clips.start, dtype))
+    def add(self, held: Held, tap: str, block: Block, clips: slice) -> None:
+        """Take note that ``held`` has ``clips``, one batch."""
+        start, stop = self._open.get((tap, block), (clips.start, clips.start))
         clip = held.coarse[tap, block][0].nbytes
         if (tap, block) in held.values:
-            clip += held.values[tap, block][0].numel() * _stored(dtype).itemsize
+            clip += held.values[tap, block][0].nbytes
         if stop > start and (clips.stop - start) * clip > SHARD_BYTES:
             self._cut(held, tap, block)
             start = clips.start
-        self._open[tap, block] = start, clips.stop, dtype
+        self._open[tap, block] = start, clips.stop
 
     def cut(self, held: Held) -> None:
         """End all shards that are begun, at the end of a gap."""
@@ -130,12 +130,12 @@ class FeatureCache:
         self._tell()
 
     def _cut(self, held: Held, tap: str, block: Block) -> None:
-        start, stop, dtype = self._open.pop((tap, block))
+        start, stop = self._open.pop((tap, block))
         self._stale.add(tap)
         parts = {"coarse": held.coarse[tap, block][start:stop]}
         if (tap, block) in held.values:
             parts["values"] = held.values[tap, block][start:stop]
-        self._submit(partial(self._write_shard, tap, block, start, stop, parts, _stored(dtype)))
+        self._submit(partial(self._write_shard, tap, block, start, stop, parts))
         self._tell()
 
     def _submit(self, job: Callable[[], None]) -> None:
@@ -161,11 +161,9 @@ class FeatureCache:
             if entry.identity() is None:
                 entry.save(self._identities[tap])
 
-    def _write_shard(
-        self, tap: str, block: Block, start: int, stop: int, parts: Mapping[str, Tensor], dtype: torch.dtype
-    ) -> None:
+    def _write_shard(self, tap: str, block: Block, start: int, stop: int, parts: Mapping[str, Tensor]) -> None:
         entry = self._entries[tap]
-        arrays = {name: _array(part, dtype if name == "values" else torch.float32) for name, part in parts.items()}
+        arrays = {name: _array(part) for name, part in parts.items()}
         record = ShardRecord(split=block[0], block=block[1], start=start, stop=stop, bytes=0, sha256="")
         digest = shards.write(entry.path(record), entry.place(record), arrays)
         size = entry.path(record).stat().st_size
@@ -209,12 +207,7 @@ def _recalled(held: Held, tap: str, entry: Entry, record: ShardRecord, staging: 
     return record.model_copy(update={"sha256": digest})
 
 
-def _stored(dtype: torch.dtype) -> torch.dtype:
-    """Return what values of ``dtype`` are stored as; whatever is wider than float32 was narrowed to it when kept."""
-    return dtype if dtype in _NAMES else torch.float32
-
-
-def _array(tensor: Tensor, dtype: torch.dtype) -> Array:
-    """Return ``tensor`` as a shard holds it. Narrowed on the host, because the device may have no room left."""
-    there = tensor.cpu().to(dtype).contiguous()
-    return Array(_NAMES[dtype], tuple(there.shape), there.view(torch.uint8).flatten().numpy().data)
+def _array(tensor: Tensor) -> Array:
+    """Return ``tensor`` as a shard holds it."""
+    there = tensor.cpu().contiguous()
+    return Array(_NAMES[there.dtype], tuple(there.shape), there.view(torch.uint8).flatten().numpy().data)

@@ -11,14 +11,14 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from foresight_bench import features as feature_pass
+from foresight_bench import transforms
 from foresight_bench.adapting import Adapting, Wanted
 from foresight_bench.batching import is_out_of_memory
 from foresight_bench.bench import Bench, Workbench
@@ -185,7 +185,7 @@ class Engine:
         parts = [self._stream_features(stream, seed) for stream in row.streams]
         if len(parts) == 1:
             return parts[0]
-        return feature_pass.hybrid(parts, [stream.name for stream in row.streams])
+        return transforms.hybrid(parts, [stream.name for stream in row.streams])
 
     def _stream_features(self, stream: Stream, seed: int) -> FeatureSet:
         # Random weights are drawn for the deepest tap asked for: what else is selected must not change them.
@@ -195,11 +195,11 @@ class Engine:
             self._backbones.clear()  # one encoder's features at a time: they are the largest thing in memory
             self._close_cache()
             self._backbones[key] = self._extract(stream, taps, seed)
-        features = _at(self._backbones[key], self.registry.taps(stream))
+        features = self._backbones[key].at(self.registry.taps(stream))
         if "pooled" in stream.transforms:
-            features = feature_pass.pooled(features)
+            features = transforms.pooled(features)
         if "shuffled" in stream.transforms:
-            features = feature_pass.shuffled(features, self.shared.data.scored)
+            features = transforms.shuffled(features, self.shared.data.scored)
         return features
 
     def _all_taps(self, stream: Stream) -> tuple[str, ...]:
@@ -351,10 +351,3 @@ class Engine:
         if self.shared.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.shared.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _at(features: FeatureSet, taps: tuple[str, ...]) -> FeatureSet:
-    """Return ``features`` at some of its taps."""
-    tokens = {key: grids for key, grids in features.tokens.items() if key[0] in taps}
-    coarse = {key: vectors for key, vectors in features.coarse.items() if key[0] in taps}
-    return replace(features, taps=taps, tokens=tokens, coarse=coarse)

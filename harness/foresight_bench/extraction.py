@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from foresight_bench.batching import Batching, device_memory, free_memory
+from foresight_bench.batching import Batching, device_memory, device_room, free_memory
 from foresight_bench.cache import Pass
 from foresight_bench.caching import FeatureCache
 from foresight_bench.clips import ClipBatch
@@ -37,8 +37,8 @@ def extract(
 ) -> FeatureSet:
     """Run an encoder once over every split, or over what ``cache`` does not hold of it.
 
-    Tokens are kept for ``data.dense`` splits; of the others only the coarse averages are. Whatever the encoder's
-    precision, both are kept in float32, which is what heads and experiments compute in.
+    Tokens are kept for ``data.dense`` splits; of the others only the coarse averages are. :class:`Held` says how and
+    where. Whatever the encoder's precision, heads and experiments get float32, which is what they compute in.
 
     Args:
         load: returns the encoder, which runs on ``device``; not called if nothing is to be computed.
@@ -57,9 +57,11 @@ def extract(
         ContractError: a tap is missing, its tokens are scrambled, or its grid changes shape or clip count between
             batches.
         NonFinite: a grid holds NaN or infinity.
-        OutOfMemory: all features together do not fit; found by the first batch.
+        OutOfMemory: all features together fit neither on the device nor in the host's memory; found by the first
+            batch.
     """
     held, device = Held(taps, data), torch.device(device)
+    held.room = device_room(device_memory(device))
     if cache:
         cache.recall(held, device)
     gaps = held.gaps()
@@ -103,16 +105,22 @@ def _compute(
         grids = encoder.encode(clips, taps)
         return {tap: _checked(grids.get(tap), tap, len(clips)) for tap in taps}
 
+    held.room = device_room(memory)
+
     def weigh(found: Found, frames: int) -> int:
-        needs, free = held.needs(found, frames, gaps), free_memory(memory)
-        if free is not None and needs.memory > free:
-            raise OutOfMemory(
-                f"The features of {len(held.taps)} taps need {needs.memory / 1e9:.3g} GB, and {device} has "
-                f"{free / 1e9:.3g} GB free; select fewer taps."
-            )
+        needs = held.needs(found, frames, gaps)
+        for needed, free, where in (
+            (needs.device, free_memory(memory), str(device)),
+            (needs.host, free_memory(None), "the host"),
+        ):
+            if free is not None and needed > free:
+                raise OutOfMemory(
+                    f"The features of {len(held.taps)} taps need {needed / 1e9:.3g} GB of {where}'s memory, which has "
+                    f"{free / 1e9:.3g} GB free; select fewer taps."
+                )
         if cache:
             cache.begin(needs.disk)
-        return needs.memory
+        return needs.device
 
     def clips_of(gap: Gap) -> ClipBatch:
         split, index = gap.block
@@ -144,7 +152,7 @@ def _compute(
             for tap, (values, coarse) in found.items():
                 held.put(tap, gap.block, clips, values, coarse)
                 if cache:
-                    cache.add(held, tap, gap.block, clips, values.dtype)
+                    cache.add(held, tap, gap.block, clips)
             del found, values, coarse  # before the next batch runs
             done += (clips.stop - clips.start) * frames_of(gap)
             progress((clips.stop - clips.start) * frames_of(gap))

@@ -1,18 +1,48 @@
-"""The features of one row, and what becomes of them after the pass: pooled, shuffled, joined to a hybrid."""
+"""The features of one row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from foresight_bench.errors import ContractError
 from foresight_bench.grids import Grid
 
 COARSE_SIDE = 4
 """Side of the grid that whole-clip vectors are averaged onto."""
+
+
+Key = tuple[str, str]
+"""Tap and split."""
+Grids = tuple[Grid, ...]
+"""One grid for each block of a split, float32 on the device that heads compute on."""
+
+
+class Tokens(Mapping[Key, Grids]):
+    """Grids that are made when they are asked for, and anew each time: together they need not fit on the device.
+
+    Args:
+        keys: of what can be had.
+        make: returns the grids of one of them.
+    """
+
+    def __init__(self, keys: Collection[Key], make: Callable[[Key], Grids]) -> None:
+        self._keys, self._make = dict.fromkeys(keys), make
+
+    def __getitem__(self, key: Key) -> Grids:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._make(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # the mixin's would make the grids
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 @dataclass(frozen=True)
@@ -21,9 +51,9 @@ class FeatureSet:
 
     taps: tuple[str, ...]
     """In order of depth."""
-    tokens: dict[tuple[str, str], tuple[Grid, ...]]
-    """One float32 grid per block, for the dense splits."""
-    coarse: dict[tuple[str, str], Tensor]
+    tokens: Mapping[Key, Grids]
+    """Of the dense splits. Ask for what is needed now, and let go of it: see :class:`Tokens`."""
+    coarse: dict[Key, Tensor]
     """[N, COARSE_SIDE^2 * C] float32, clip averages on a coarse grid, for every split."""
     control: str = ""
     """The encoder spec's ``control``."""
@@ -41,93 +71,8 @@ class FeatureSet:
         """The taps that may gate: those behind the stem, or all if there are no others."""
         return tuple(tap for tap in self.taps if tap not in self.stem) or self.taps
 
-
-def pooled(features: FeatureSet) -> FeatureSet:
-    """Return ``features`` with every token replaced by the mean over its frame's tokens."""
-    tokens = {key: tuple(pooled_grid(grid) for grid in grids) for key, grids in features.tokens.items()}
-    coarse = {}
-    for key, vectors in features.coarse.items():
-        cells = vectors.reshape(len(vectors), COARSE_SIDE**2, -1)
-        coarse[key] = cells.mean(1, keepdim=True).expand_as(cells).reshape(vectors.shape)
-    return replace(features, tokens=tokens, coarse=coarse)
-
-
-def pooled_grid(grid: Grid) -> Grid:
-    """Return ``grid`` with the mean over each frame's cells broadcast back."""
-    return replace(grid, values=grid.values.mean((2, 3), keepdim=True).expand_as(grid.values))
-
-
-def shuffled(features: FeatureSet, scored: Sequence[str]) -> FeatureSet:
-    """Return ``features`` where each clip of the ``scored`` splits has the features of another clip.
-
-    Train and val stay paired, so heads are the real ones and only their input is wrong.
-    """
-    tokens = {
-        (tap, split): tuple(map(next_clip, grids)) if split in scored else grids
-        for (tap, split), grids in features.tokens.items()
-    }
-    coarse = {
-        (tap, split): vectors.roll(1, 0) if split in scored else vectors
-        for (tap, split), vectors in features.coarse.items()
-    }
-    return replace(features, tokens=tokens, coarse=coarse)
-
-
-def next_clip(grid: Grid) -> Grid:
-    """Return ``grid`` with the clips rolled by one, which leaves none in its place."""
-    if len(grid.values) < 2:
-        raise ContractError("A block needs two clips or more to be shuffled.")
-    return replace(grid, values=grid.values.roll(1, 0))
-
-
-def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:
-    """Return one row from several, each with a single tap.
-
-    Grids are resampled onto the finest one, standardised per channel on ``train`` so that no stream drowns
-    the others, and concatenated along channels.
-
-    Raises:
-        ContractError: a stream has more than one tap.
-    """
-    for stream, name in zip(streams, names, strict=True):
-        if len(stream.taps) != 1:
-            raise ContractError(f"In a hybrid each stream needs one tap; '{name}' has {len(stream.taps)}.")
-    label = "+".join(f"{name}@{stream.taps[0]}" for stream, name in zip(streams, names, strict=True))
-    tokens: dict[tuple[str, str], tuple[Grid, ...]] = {}
-    coarse: dict[tuple[str, str], Tensor] = {}
-    scaled = [_standardised(stream) for stream in streams]
-    splits = [split for _, split in streams[0].coarse]
-    for split in splits:
-        parts = [part.coarse[part.taps[0], split] for part in scaled]
-        cells = [part.reshape(len(part), COARSE_SIDE**2, -1) for part in parts]
-        coarse[label, split] = torch.cat(cells, -1).flatten(1)
-        if (streams[0].taps[0], split) in streams[0].tokens:
-            blocks = zip(*(part.tokens[part.taps[0], split] for part in scaled), strict=True)
-            tokens[label, split] = tuple(_concatenated(block) for block in blocks)
-    return FeatureSet(
-        (label,),
-        tokens,
-        coarse,
-        seconds=sum(stream.seconds for stream in streams),
-        frames=max(stream.frames for stream in streams),
-        batch_frames=max(stream.batch_frames for stream in streams),
-        cached=all(stream.cached for stream in streams),
-    )
-
-
-def _standardised(features: FeatureSet) -> FeatureSet:
-    tap = features.taps[0]
-    total = torch.cat([grid.values.flatten(0, 3) for grid in features.tokens[tap, "train"]])
-    mean, std = total.mean(0), total.std(0).clamp_min(1e-12)
-    tokens = {
-        key: tuple(replace(g, values=(g.values - mean) / std) for g in grids) for key, grids in features.tokens.items()
-    }
-    side = COARSE_SIDE**2
-    coarse = {key: (v - mean.repeat(side)) / std.repeat(side) for key, v in features.coarse.items()}
-    return replace(features, tokens=tokens, coarse=coarse)
-
-
-def _concatenated(grids: Sequence[Grid]) -> Grid:
-    t, h, w = (max(grid.shape[axis] for grid in grids) for axis in (1, 2, 3))
-    values = torch.cat([grid.resampled(t, h, w).values for grid in grids], -1)
-    return Grid(values, streams=tuple(grid.shape[4] for grid in grids))
+    def at(self, taps: tuple[str, ...]) -> FeatureSet:
+        """Return these features at some of their taps."""
+        tokens = Tokens([key for key in self.tokens if key[0] in taps], self.tokens.__getitem__)
+        coarse = {key: vectors for key, vectors in self.coarse.items() if key[0] in taps}
+        return replace(self, taps=taps, tokens=tokens, coarse=coarse)

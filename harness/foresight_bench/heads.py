@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from foresight_bench.grids import Grid, Layout
 from foresight_bench.pairs import CLIPS, Blocks, pairing, statistics
 from foresight_bench.registry import target
 from foresight_bench.specs import AdapterSpec, Recipe
-from foresight_bench.stacking import Best, Head, generator, optimise
+from foresight_bench.stacking import Best, Head, Sample, generator, optimise
 
 CPU_VALUES = 2**19
 """Features that all heads of a stack may read in a step on a CPU. Stacking saves the calls, not the arithmetic: with
@@ -40,6 +41,7 @@ class Task:
     spec: AdapterSpec
     """With a recipe."""
     train: Blocks
+    """Tasks that are given the same object share what is prepared of it."""
     val: Blocks
     """Chooses epoch and learning rate."""
     seed: int
@@ -86,13 +88,21 @@ def train(
     ends the tasks that it concerns and no others: ``Unsupported`` from a module or its ``prepare``; ``NonFinite`` where
     no learning rate kept the loss finite; whatever a module's ``forward`` raises, for all that are alike.
     """
-    known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+    known: dict[int, _Known] = {}
     alike: dict[object, dict[int, _Member]] = {}
     for index, task in enumerate(tasks):
-        key = _identity(task.train)
-        if key not in known:
-            known[key] = statistics([features for features, _ in task.train])
-        alike.setdefault(_structure(task), {})[index] = _Member(task, pairing(task.train, *known[key]))
+        for blocks in (task.train, task.val):
+            if id(blocks) not in known:
+                known[id(blocks)] = _Known.of(blocks)
+        train, val = known[id(task.train)], known[id(task.val)]
+        structure = (
+            task.spec.target,
+            tuple(sorted(task.spec.params.items())),
+            task.spec.recipe,
+            train.shapes,
+            val.shapes,
+        )
+        alike.setdefault(structure, {})[index] = _Member(task, train)
     results: dict[int, Result] = {}
     for members in alike.values():
         recipe = next(iter(members.values())).task.spec.recipe
@@ -102,15 +112,24 @@ def train(
     return [results[index] for index in range(len(tasks))]
 
 
-def _identity(blocks: Blocks) -> tuple[int, ...]:
-    """Return what tells the features of ``blocks`` from others."""
-    return tuple(id(features.values) for features, _ in blocks)
+@dataclass(frozen=True)
+class _Known:
+    """What is kept of blocks whose features may be made anew each time."""
 
+    pairing: Pairing
+    shapes: tuple[object, ...]
+    """What tasks must share to be stacked, block by block; a module's shapes follow from it."""
+    clip_values: int
+    """Features of a clip, in the block where it has most."""
 
-def _structure(task: Task) -> object:
-    """Return what tasks must share to be stacked; a module's shapes follow from it."""
-    shapes = [tuple((x.shape, x.streams, y.shape, y.spans) for x, y in blocks) for blocks in (task.train, task.val)]
-    return task.spec.target, tuple(sorted(task.spec.params.items())), task.spec.recipe, *shapes
+    @classmethod
+    def of(cls, blocks: Blocks) -> _Known:
+        there = list(blocks)
+        return cls(
+            pairing(there, *statistics([features for features, _ in there])),
+            tuple((x.shape, x.streams, y.shape, y.spans) for x, y in there),
+            max(prod(x.shape[1:]) for x, _ in there),
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,8 @@ class _Member:
     """A task in a stack."""
 
     task: Task
-    pairing: Pairing
+    known: _Known
+    """Of its ``train``."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +150,7 @@ class _Trainer:
         """Train alike tasks in one stack or, where that is too large, in halves: of the tasks, then of the rates."""
         rates = recipe.learning_rates
         heads = len(members) * len(rates)
-        if heads == 1 or self._fits(members[0].task, heads, recipe.batch):
+        if heads == 1 or self._fits(members[0].known.clip_values, heads, recipe.batch):
             found = self._unless_out_of_memory(members, recipe, heads)
             if found is not None:
                 return found
@@ -144,9 +164,8 @@ class _Trainer:
         parts = [replace(recipe, learning_rates=some) for some in (rates[:half], rates[half:])]
         return [min((self.train(members, part)[0] for part in parts), key=_error)]
 
-    def _fits(self, task: Task, heads: int, batch: int) -> bool:
-        largest = max(features.values[:1].numel() for features, _ in task.train)
-        return self.device.type != "cpu" or heads * batch * largest <= CPU_VALUES
+    def _fits(self, clip_values: int, heads: int, batch: int) -> bool:
+        return self.device.type != "cpu" or heads * batch * clip_values <= CPU_VALUES
 
     def _unless_out_of_memory(self, members: Sequence[_Member], recipe: Recipe, heads: int) -> list[Result] | None:
         """Return the results, or None if memory ran out on more than one head.
@@ -162,7 +181,7 @@ class _Trainer:
 
     def _stacked(self, members: Sequence[_Member], recipe: Recipe) -> list[Result]:
         results: list[Result | Head] = []
-        prepared: dict[tuple[int, ...], tuple[list[tuple[Tensor, ...]], ...]] = {}
+        prepared: dict[int, list[Sample]] = {}
         for member in members:
             try:
                 results.append(self._head(member, prepared))
@@ -180,20 +199,15 @@ class _Trainer:
             for member, result in zip(members, results, strict=True)
         ]
 
-    def _head(self, member: _Member, prepared: dict[tuple[int, ...], tuple[list[tuple[Tensor, ...]], ...]]) -> Head:
-        """Return the head of a task; what is prepared of the same features is shared."""
+    def _head(self, member: _Member, prepared: dict[int, list[Sample]]) -> Head:
+        """Return the head of a task; what is prepared of the same blocks is shared."""
         task, spec = member.task, member.task.spec
-        module: Any = target(spec.target)(member.pairing, generator(task.name, task.seed), **spec.params)
+        module: Any = target(spec.target)(member.known.pairing, generator(task.name, task.seed), **spec.params)
         module.to(self.device)
-        splits = task.train, task.val
-        key = _identity(task.train) + _identity(task.val)
-        if key not in prepared:
-            prepared[key] = tuple([_prepared(module, *pair) for pair in blocks] for blocks in splits)
-        train, val = (
-            [(inputs, latents.values) for inputs, (_, latents) in zip(known, blocks, strict=True)]
-            for known, blocks in zip(prepared[key], splits, strict=True)
-        )
-        return Head(module, train, val, task.seed)
+        for blocks in (task.train, task.val):
+            if id(blocks) not in prepared:
+                prepared[id(blocks)] = [(_prepared(module, *pair), pair[1].values) for pair in blocks]
+        return Head(module, prepared[id(task.train)], prepared[id(task.val)], task.seed)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -15,6 +16,33 @@ CLIPS = 32
 
 Blocks = Sequence[tuple[Grid, Grid]]
 """Pairs (features, latents), one for each block of clips of equal shape."""
+
+
+class Pairs(Sequence[tuple[Grid, Grid]]):
+    """Blocks whose features are made when they are asked for, and anew each time: ask once, and let go of them.
+
+    Args:
+        features: makes the feature grids, one for each of ``latents``.
+        latents: the latent grids.
+    """
+
+    def __init__(self, features: Callable[[], Sequence[Grid]], latents: Sequence[Grid]) -> None:
+        self._features, self._latents = features, latents
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Grid, Grid]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[Grid, Grid]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[Grid, Grid] | Sequence[tuple[Grid, Grid]]:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[tuple[Grid, Grid]]:
+        return zip(self._features(), self._latents, strict=True)
+
+    def __len__(self) -> int:
+        return len(self._latents)
 
 
 def pairing(train: Blocks, mean: Tensor, std: Tensor) -> Pairing:

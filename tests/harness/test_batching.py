@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from foresight_bench import batching, extraction, features
+from foresight_bench import batching, extraction, features, holding
 from foresight_bench.batching import Batching, is_out_of_memory
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import Split
@@ -297,6 +297,8 @@ class FakeEncoder:
             values = values - values.mean(0)
         if self.fault == "shape" and len(self.tried) == 2:
             values = values[:, :, :2]
+        if self.fault == "type" and len(self.tried) == 2:
+            values = values.bfloat16()
         if self.fault == "short":
             values = values[:-1]
         if self.fault == "nan":
@@ -359,31 +361,70 @@ def test_filling_and_preflight_leave_no_trace_in_the_features(monkeypatch: pytes
     assert done.batch_frames == 64
 
 
-KEPT = 2 * (4 * 4 * 4 * 3 * (21 + 5 + 7 * 3) + 4 * 16 * 3 * (21 + 5 + 7 + 19))
-"""Bytes of the features: of both taps, tokens of the dense splits and averages of all, in float32."""
+CELLS, AVERAGES = 4 * 4 * 3 * (21 + 5 + 7 * 3), 4 * 16 * 3 * (21 + 5 + 7 + 19)
+"""Of one tap: numbers in the tokens of the dense splits, and bytes of the averages of all."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_all_features_take_is_known_after_one_batch(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(extraction, "free_memory", lambda memory: KEPT)
+def on_a_gpu_beside_a_host(monkeypatch: pytest.MonkeyPatch, device: int, room: int, host: int) -> None:
+    """Let the device have ``device`` bytes, of which features may take ``room``, and the host ``host``."""
+    on_a_gpu(monkeypatch, FakeMemory(1, device))
+    monkeypatch.setattr(extraction, "device_room", lambda memory: room)
+    monkeypatch.setattr(extraction, "free_memory", lambda memory: memory.free() if memory else host)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float64, 4)])
+def test_what_all_features_take_is_known_after_one_batch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, size: int
+) -> None:
+    needed = 2 * (size * CELLS + AVERAGES)
+    monkeypatch.setattr(extraction, "free_memory", lambda memory: needed)
     whole = pass_of(FakeEncoder(dtype=dtype))
-    tensors = [grid.values for grids in whole.tokens.values() for grid in grids] + list(whole.coarse.values())
-    assert sum(tensor.nbytes for tensor in tensors) == KEPT
-    monkeypatch.setattr(extraction, "free_memory", lambda memory: KEPT - 1)
+    monkeypatch.setattr(extraction, "free_memory", lambda memory: needed - 1)
     lacking = FakeEncoder(dtype=dtype)
-    with pytest.raises(OutOfMemory, match=r"features of 2 taps need 3.*e-05 GB.* select fewer taps"):
+    with pytest.raises(OutOfMemory, match=r"features of 2 taps need .*e-05 GB of cpu's memory, .* select fewer taps"):
         pass_of(lacking)
     assert lacking.tried == [5]
     monkeypatch.setattr(extraction, "free_memory", lambda memory: None)
     assert equal(pass_of(FakeEncoder(dtype=dtype)), whole)
 
 
-def test_on_a_gpu_the_devices_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_a_gpu(monkeypatch, FakeMemory(1, KEPT - 1))
-    lacking = FakeEncoder()
-    with pytest.raises(OutOfMemory, match="and cuda has"):
-        pass_of(lacking, device="cuda")
-    assert lacking.tried == [2]
+def test_taps_that_find_no_room_on_a_gpu_go_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, tap = pass_of(FakeEncoder()), 4 * CELLS
+    for room, device, host in ((2 * tap, 2, 0), (2 * tap - 1, 1, 1), (tap - 1, 0, 2)):
+        taken = device * tap + 2 * AVERAGES, host * tap
+        on_a_gpu_beside_a_host(monkeypatch, taken[0], room, taken[1])
+        assert equal(pass_of(FakeEncoder(), device="cuda"), plain)
+        for less, where in (((1, 0), "cuda"), ((0, 1), "the host")):
+            if less[1] <= taken[1]:
+                on_a_gpu_beside_a_host(monkeypatch, taken[0] - less[0], room, taken[1] - less[1])
+                lacking = FakeEncoder()
+                with pytest.raises(OutOfMemory, match=f"of {where}'s memory"):
+                    pass_of(lacking, device="cuda")
+                assert lacking.tried == [2]
+
+
+def test_features_leave_half_of_a_gpu_to_the_experiments() -> None:
+    assert batching.device_room(FakeMemory(1, 17)) == 8
+    assert batching.device_room(None) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_stands_on_the_host_is_float32_on_the_gpu_when_it_is_asked_for() -> None:
+    held = holding.Held(("early", "late"), FakeData())  # type: ignore[arg-type]
+    values = torch.randn(21, 1, 4, 4, 3, dtype=torch.bfloat16, device="cuda")
+    held.room = 2 * CELLS
+    for tap in held.taps:
+        for block, (n, t, _, _) in held.shapes.items():
+            part = values[:1].expand(n, t, -1, -1, -1) if block != ("train", 0) else values
+            held.put(tap, block, slice(0, n), part, torch.zeros(n, 48, device="cuda"))
+    places = {tap: held.values[tap, ("train", 0)].device.type for tap in held.taps}
+    assert places == {"early": "cuda", "late": "cpu"}
+    assert held.room == 0
+    for tap in held.taps:
+        (grid,) = held.tokens()[tap, "train"]
+        assert (grid.values.device.type, grid.values.dtype) == ("cuda", torch.float32)
+        assert torch.equal(grid.values, values.float())
 
 
 def test_the_hosts_memory_is_what_a_cpu_has() -> None:
@@ -399,7 +440,7 @@ def test_one_clip_too_large_is_typed() -> None:
     assert classify(caught.value).status == "oom"
 
 
-def test_half_precision_features_are_kept_in_float32() -> None:
+def test_half_precision_features_are_read_in_float32() -> None:
     done = pass_of(FakeEncoder(dtype=torch.bfloat16))
     assert {grid.values.dtype for grids in done.tokens.values() for grid in grids} == {torch.float32}
     assert {vectors.dtype for vectors in done.coarse.values()} == {torch.float32}
@@ -410,7 +451,12 @@ def test_half_precision_features_are_kept_in_float32() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
-    [("shape", "changed shape from"), ("short", "returned 4 clips for a batch of 5"), ("nan", "holds NaN")],
+    [
+        ("shape", "changed shape from"),
+        ("type", "changed type from torch.float32 to"),
+        ("short", "returned 4 clips for a batch of 5"),
+        ("nan", "holds NaN"),
+    ],
 )
 def test_a_broken_grid_is_a_contract_error(fault: str, sentence: str) -> None:
     with pytest.raises(ContractError, match=sentence):

@@ -511,7 +511,7 @@ def test_a_full_disk_ends_caching_and_nothing_else(monkeypatch: pytest.MonkeyPat
 
 def test_other_trouble_with_writing_ends_caching_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(caching, "_array", lambda tensor, dtype: 1 / 0)
+    monkeypatch.setattr(caching, "_array", lambda tensor: 1 / 0)
     assert equal(run(FakeEncoder(), notes=notes), plain(FakeEncoder()))
     assert notes == ["These features are not cached: ZeroDivisionError: division by zero."]
 

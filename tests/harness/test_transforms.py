@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from foresight_bench.errors import ContractError
-from foresight_bench.features import COARSE_SIDE, FeatureSet, hybrid, next_clip, pooled_grid
+from foresight_bench.features import COARSE_SIDE, FeatureSet, Grids, Key, Tokens
 from foresight_bench.grids import Grid
+from foresight_bench.transforms import hybrid, next_clip, pooled, pooled_grid, shuffled
 
 CELLS = COARSE_SIDE**2
 
@@ -39,7 +40,7 @@ def test_streams_that_disagree_in_time_are_brought_to_the_longer_one_by_the_near
 
     def restored(part: FeatureSet, values: Tensor) -> Tensor:
         train = part.tokens[part.taps[0], "train"][0].values.flatten(0, 3)
-        return values * train.std(0) + train.mean(0)
+        return values * train.std(0, correction=0) + train.mean(0)
 
     cells = restored(a, grid.values[..., :3])[0, :, 0, 0, 0]
     frames = restored(b, grid.values[..., 3:])[0, :, 0, 0, 0]
@@ -69,9 +70,9 @@ def test_each_stream_is_standardised_on_its_own_train_tokens() -> None:
     (tap,) = row.taps
     train = torch.cat([grid.values for grid in row.tokens[tap, "train"]]).flatten(0, 3)
     assert torch.allclose(train.mean(0), torch.zeros(3), atol=1e-4)  # 3 / 0.01 roundings of float32
-    assert torch.allclose(train.std(0), torch.ones(3), atol=1e-4)
+    assert torch.allclose(train.std(0, correction=0), torch.ones(3), atol=1e-4)
     test = row.tokens[tap, "test"][0].values
-    deviation = loud.flatten(0, 3).std(0)
+    deviation = loud.flatten(0, 3).std(0, correction=0)
     expected = (moved - loud.flatten(0, 3).mean(0)) / deviation
     assert torch.allclose(test[..., :2], expected, atol=1e-4)
     # Clip averages are scaled as the tokens are, cell by cell and stream beside stream.
@@ -89,7 +90,7 @@ def test_splits_without_tokens_keep_their_averages() -> None:
     streams = []
     for tap, seed in (("x", 0), ("y", 1)):
         part = stream(tap, {"train": [noise(6, 1, 4, 4, 2, seed=seed)], "align": [noise(3, 1, 4, 4, 2, seed=seed)]})
-        del part.tokens[tap, "align"]
+        del part.tokens[tap, "align"]  # type: ignore[attr-defined]
         streams.append(part)
     row = hybrid(streams, ["a", "b"])
     (tap,) = row.taps
@@ -130,3 +131,25 @@ def test_what_only_changes_the_values_keeps_the_rest() -> None:
     for made in (next_clip(grid), pooled_grid(grid)):
         assert (made.spans, made.streams) == (grid.spans, grid.streams)
         assert not torch.equal(made.values, grid.values)
+
+
+def test_grids_are_made_when_they_are_asked_for_and_only_then() -> None:
+    asked: list[Key] = []
+
+    def make(key: Key) -> Grids:
+        asked.append(key)
+        return (Grid(noise(4, 1, 4, 4, 2, seed=len(key[0]))),)
+
+    keys = [(tap, split) for tap in ("x", "deep") for split in ("train", "test")]
+    row = FeatureSet(("x", "deep"), Tokens(keys, make), {})
+    shallow = shuffled(pooled(row), ["test"]).at(("x",))
+    assert (list(shallow.tokens), len(shallow.tokens), asked) == ([("x", "train"), ("x", "test")], 2, [])
+    assert ("deep", "train") not in shallow.tokens
+    with pytest.raises(KeyError):
+        shallow.tokens["deep", "train"]
+    assert asked == []
+    (grid,) = shallow.tokens["x", "test"]
+    assert asked == [("x", "test")]
+    assert torch.equal(grid.values, next_clip(pooled_grid(make(("x", "test"))[0])).values)
+    (grid,) = shallow.tokens["x", "train"]
+    assert torch.equal(grid.values, pooled_grid(make(("x", "train"))[0]).values)
