@@ -2,7 +2,7 @@
 
 ``TOY_STRIKES`` names phases of a run in which the worker or its parent is killed, each once: ``training:worker`` or
 ``replace:parent``, joined by commas. ``TOY_MARKS`` is a folder in which a phase that struck, and an encoder that has
-something to tell, leaves a file.
+something to tell, leaves a file: the former with the ids of the worker and of a process that it started just before.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _mark(name: str, text: object) -> bool:
 def _strike(phase: str) -> None:
     """Kill whom ``TOY_STRIKES`` names for ``phase``, the first time."""
     victims = dict(item.split(":") for item in filter(None, os.environ.get("TOY_STRIKES", "").split(",")))
-    if phase in victims and _mark(phase, os.getpid()):
+    if phase in victims and _mark(phase, f"{os.getpid()} {subprocess.Popen(['sleep', '300']).pid}"):
         os.kill(os.getpid() if victims[phase] == "worker" else os.getppid(), signal.SIGKILL)
         time.sleep(60)
 

@@ -6,7 +6,6 @@ that started it does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -21,15 +20,13 @@ from foresight_bench.plan import library_versions
 from foresight_bench.registry import Registry, code_digest, suite_data
 from foresight_bench.weights import resolve
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> int:
     """Run one job."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
     job = Job.model_validate_json(sys.stdin.buffer.readline())
     _die_with_parent(sys.stdin.fileno())
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
 
     def emit(event: Event) -> None:
         events.write(event.line())
@@ -93,20 +90,20 @@ def _weights(registry: Registry, job: Job) -> dict[str, ResolvedWeights]:
 
 
 def _die_with_parent(lifeline: int) -> None:
-    """End this process when the one that started it ends, whatever either is doing then.
+    """End this process, and all that it starts, when the one that started it ends, whatever either is doing then.
 
-    Linux kills it at once. Elsewhere a thread sees the lifeline break, as soon as it gets a turn. It reads the
-    descriptor, not Python's file: that would be locked when the interpreter ends, which then aborts.
+    A process of its own waits for the lifeline to break, since a thread would wait for its turn, and a signal from
+    the kernel would reach this process alone. It is forked before there are threads or anything large, and ends with
+    the group, which the supervisor kills whatever becomes of the worker.
     """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def wait() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-
-    Thread(target=wait, daemon=True).start()
+    if os.fork():
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for pipe in (1, 2):  # which are to break when the worker ends
+        os.dup2(nowhere, pipe)
+    while os.read(lifeline, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_a_parent_killed_in_every_phase_takes_its_worker_along_and_nothing_is_lost(
+def test_a_parent_killed_in_every_phase_takes_all_its_processes_along_and_nothing_is_lost(
     beside: Path, undisturbed: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = ("-e", "sound", "-x", "C1", "-x", "Q2", "-a", "tiny")
@@ -108,7 +108,7 @@ def test_a_parent_killed_in_every_phase_takes_its_worker_along_and_nothing_is_lo
         process = start(beside, *one)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL, errors
-        assert ends(int((marks / phase).read_text())), phase
+        assert all(ends(int(pid)) for pid in (marks / phase).read_text().split()), phase
         # What was complete is as it was; what was not, is not there.
         assert finished.items() <= stamps(beside).items()
         finished = stamps(beside)
@@ -130,6 +130,7 @@ def test_a_worker_killed_in_every_phase_ends_one_cell_and_the_run_goes_on(
     done = run(beside, *ROWS)
     assert done.exit_code == 1, done.output
     assert {path.name for path in marks.iterdir()} == set(PHASES)
+    assert all(ends(int(pid)) for phase in PHASES for pid in (marks / phase).read_text().split())
     found = cells(beside)
     killed = {
         ("sound", "C1"),  # the feature pass ends every cell that rests on it
