@@ -19,8 +19,8 @@ from foresight_bench.devices import find_devices
 from foresight_bench.errors import DataError, ForesightError
 from foresight_bench.execution import usable_threads
 from foresight_bench.hub import Absent
+from foresight_bench.identities import KEYED_LIBRARIES, library_versions
 from foresight_bench.memory import free_bytes
-from foresight_bench.plan import KEYED_LIBRARIES, library_versions
 from foresight_bench.plugins import Plugin
 from foresight_bench.pruning import DISK_SHARE, limit_bytes
 from foresight_bench.registry import Registry

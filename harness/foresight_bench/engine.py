@@ -39,13 +39,14 @@ from foresight_bench.errors import (
 from foresight_bench.extraction import extract
 from foresight_bench.features import FeatureSet
 from foresight_bench.further import PART, reporting
+from foresight_bench.identities import library_versions
 from foresight_bench.isolation import restored
 from foresight_bench.jobs import CELL_UNITS, Event, Job, frame_count
 from foresight_bench.judging import metric_results
 from foresight_bench.keys import feature_identities
 from foresight_bench.names import Stream
 from foresight_bench.packing import keyed, pack
-from foresight_bench.plan import PlannedCell, Row, library_versions
+from foresight_bench.plan import PlannedCell, Row
 from foresight_bench.registry import Registry, target
 from foresight_bench.scores import Scores
 from foresight_bench.store import Store

@@ -18,10 +18,11 @@ from foresight_bench.cells import Cell, Provenance, Status, outcome_line
 from foresight_bench.devices import Device
 from foresight_bench.errors import EnvironmentFault, ForesightError
 from foresight_bench.executors import Executor
+from foresight_bench.identities import library_versions
 from foresight_bench.jobs import CELL_UNITS, Event, Job, Settings, cut, units
 from foresight_bench.memory import check_room
 from foresight_bench.observing import Observers
-from foresight_bench.plan import Plan, library_versions
+from foresight_bench.plan import Plan
 from foresight_bench.plugins import Plugin
 from foresight_bench.progress import Progress
 from foresight_bench.store import Store

@@ -11,7 +11,7 @@ from foresight_bench.registry import code_digest
 
 _QUESTION = """
 import json
-from foresight_bench.plan import library_versions
+from foresight_bench.identities import library_versions
 from foresight_bench.registry import code_digest
 print(json.dumps([dict(library_versions(minor=True)), code_digest("foresight_bench")]))
 """

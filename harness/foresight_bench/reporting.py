@@ -9,8 +9,8 @@ from pathlib import Path
 
 from foresight_bench.cells import Cell
 from foresight_bench.errors import DataError, ForesightError, UsageError
+from foresight_bench.identities import LIMITED, cohort
 from foresight_bench.intake import Intake, Problem, plain, problem, take
-from foresight_bench.plan import LIMITED, cohort
 from foresight_bench.registry import Registry
 from foresight_bench.specs import GateSpec, SuiteSpec
 from foresight_bench.tables import GateResult, System, combination, gate_result, suite_experiments, systems

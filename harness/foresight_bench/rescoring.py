@@ -10,10 +10,11 @@ from pathlib import Path
 from foresight_bench.cells import FINISHED, Cell, Estimate, MetricResult
 from foresight_bench.contracts import Measurement, Outcome
 from foresight_bench.errors import DataError
+from foresight_bench.identities import cohort
 from foresight_bench.intake import take
 from foresight_bench.judging import OWN_FLOOR, metric_results
 from foresight_bench.packing import Key
-from foresight_bench.plan import cohort, named_controls
+from foresight_bench.plan import named_controls
 from foresight_bench.recomputing import agree, altered, key
 from foresight_bench.registry import Registry
 from foresight_bench.scores import Scores

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from foresight_bench.cells import FINISHED, Cell, Estimate, MetricResult
 from foresight_bench.errors import PluginError
+from foresight_bench.identities import LIMITED, cohort
 from foresight_bench.intake import Intake, Problem, problem, take
 from foresight_bench.judging import estimate
 from foresight_bench.merging import missing_shards
-from foresight_bench.plan import LIMITED, cohort
 from foresight_bench.recomputing import ROUNDING, agree, altered, key
 from foresight_bench.registry import Registry
 from foresight_bench.scores import Scores

@@ -15,8 +15,8 @@ from threading import Thread
 
 from foresight_bench.contracts import Data, ResolvedWeights
 from foresight_bench.errors import CELL_FAILED, OK, EnvironmentFault, ForesightError, WeightsError
+from foresight_bench.identities import library_versions
 from foresight_bench.jobs import Event, Job
-from foresight_bench.plan import library_versions
 from foresight_bench.registry import Registry, code_digest, suite_data
 from foresight_bench.weights import resolve
 

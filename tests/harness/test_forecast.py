@@ -19,7 +19,8 @@ from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.devices import Device, find_devices
 from foresight_bench.errors import EnvironmentFault, WeightsError
 from foresight_bench.forecast import Forecast, duration, forecast
-from foresight_bench.plan import Needed, Plan, PlannedCell, Selection, plan
+from foresight_bench.identities import Needed
+from foresight_bench.plan import Plan, PlannedCell, Selection, plan
 from foresight_bench.registry import Registry
 from foresight_bench.specs import Weights
 from foresight_bench.store import Store

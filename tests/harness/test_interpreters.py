@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from foresight_bench.cli import main
 from foresight_bench.errors import EnvironmentFault
+from foresight_bench.identities import library_versions
 from foresight_bench.interpreters import libraries_of
-from foresight_bench.plan import library_versions
 from foresight_bench.store import Store
 
 Interpreter = Callable[[str], Path]

@@ -15,8 +15,9 @@ from foresight_bench.cells import Cell, Provenance
 from foresight_bench.cli import main
 from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.errors import EnvironmentFault, WeightsError
+from foresight_bench.identities import Needed
 from foresight_bench.jobs import CELL_UNITS, Event, Job, Settings, cut, frame_count, units
-from foresight_bench.plan import Needed, Plan, Selection, plan
+from foresight_bench.plan import Plan, Selection, plan
 from foresight_bench.registry import Registry
 from foresight_bench.specs import Weights
 from foresight_bench.store import Store

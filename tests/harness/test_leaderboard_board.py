@@ -25,10 +25,11 @@ from foresight_bench.commands.running import run
 from foresight_bench.comparing import Found, compare
 from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.errors import DataError
+from foresight_bench.identities import Needed
 from foresight_bench.judging import estimate
 from foresight_bench.labels import command, family_of, size_of
 from foresight_bench.packing import Key, pack
-from foresight_bench.plan import Needed, Selection, plan
+from foresight_bench.plan import Selection, plan
 from foresight_bench.registry import Registry
 from foresight_bench.scores import mean_scores
 from foresight_bench.specs import Weights

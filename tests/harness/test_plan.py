@@ -17,8 +17,9 @@ from foresight_bench.cli import main
 from foresight_bench.contracts import ResolvedWeights
 from foresight_bench.engine import Engine
 from foresight_bench.errors import EnvironmentFault, ForesightError, PluginError, WeightsError
+from foresight_bench.identities import Needed, adapter_parameters
 from foresight_bench.jobs import Job, Settings, cut
-from foresight_bench.plan import Needed, Plan, Row, Selection, adapter_parameters, plan
+from foresight_bench.plan import Plan, Row, Selection, plan
 from foresight_bench.registry import Registry, suite_data
 from foresight_bench.specs import AdapterSpec, Recipe, Weights
 from foresight_bench.store import Store

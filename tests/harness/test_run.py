@@ -195,7 +195,7 @@ def test_a_dead_worker_keeps_what_it_finished(controlled: Path) -> None:
 
 
 def test_a_plan_that_changed_under_the_worker_is_said_so(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foresight_bench.plan.code_digest", lambda package: "0" * 64)  # the worker finds another
+    monkeypatch.setattr("foresight_bench.identities.code_digest", lambda package: "0" * 64)  # the worker finds another
     done = run(toy, "-e", "sound", "-x", "Q2")
     assert done.exit_code == 4, done.output
     assert "changed while the run was starting" in done.stderr
