@@ -24,7 +24,7 @@ from foresight_bench.scores import Scores
 from foresight_bench.specs import Criterion, ExperimentSpec
 from foresight_bench.tables import number
 from foresight_gates.data import Recipe, SceneData
-from foresight_gates.q1 import _Pair, cleaned
+from foresight_gates.q1 import _Pair, cleaned, nuisances
 from foresight_gates.q2 import InformationPreservation, same
 from foresight_gates.scenes import SceneParameters
 from foresight_gates.targets import cell_targets
@@ -262,6 +262,17 @@ def test_regressing_nuisances_out_leaves_nothing_of_a_space_made_of_them() -> No
     independent = torch.randn(300, 12, generator=generator, dtype=torch.float64)
     kept, _ = cleaned(independent[:200], independent[200:], u[:200], u[200:])
     assert kept.std(0) == pytest.approx(torch.ones(12), abs=1e-6)
+
+
+def test_nuisances_are_means_over_all_frames_of_a_clip() -> None:
+    found = nuisances(Bench(shared(), features("blank"), 0), "test").numpy()
+    expected = []
+    for block in shared().split("test").blocks:
+        assert block.truth is not None
+        colour = block.frames.mean((1, 2, 3), dtype=np.float64) / 255
+        area = (block.truth.labels > 0).mean((1, 2, 3))
+        expected.append(np.column_stack([colour, area, (block.truth.classes >= 0).sum(1)]))
+    assert np.array_equal(found, np.concatenate(expected))  # exactly: the sums are of integers
 
 
 def test_a_metric_measured_twice_or_not_at_all_is_not_run() -> None:

@@ -151,6 +151,17 @@ def test_edge_tolerance_is_a_disk_of_at_least_two_pixels() -> None:
     assert not grown[244, 244]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 90), (224, 224), (448, 448), (600, 1000)])
+@pytest.mark.parametrize("share", [0.002, 0.2])
+def test_edges_are_spread_as_by_a_dilation_with_that_disk(shape: tuple[int, int], share: float) -> None:
+    edges = np.random.default_rng(0).random(shape) < share
+    edges[0, 0] = edges[-1, -1] = True  # a frame's border cuts the disk
+    reach = max(2, round(0.0075 * float(np.hypot(*shape))))
+    squares = np.arange(-reach, reach + 1) ** 2
+    disk = squares + squares[:, None] <= reach**2
+    assert np.array_equal(dilate(edges), ndimage.binary_dilation(edges, disk))
+
+
 def objects() -> FrameTruth:
     """Two frames of a grey plate: a strong and a faint square; a strong one alone."""
     plates = torch.full((2, 3, 40, 40), 0.5)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isqrt
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage.color import rgb2gray
 from skimage.feature import canny
 from torch import Tensor
@@ -21,6 +23,7 @@ _DIAGONAL = 0.0075  # BSDS' tolerance, as a share of the diagonal
 _MIN_TOLERANCE = 2  # pixels: exact matching gives the truth shifted by 1 px an F1 of .40
 
 Mask = NDArray[np.bool_]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,11 @@ class EdgeF1:
     def prepare(self, truth: FrameTruth) -> _Edges:
         """Return edges and their neighbourhoods, frame by frame."""
         maps = edge_maps(truth.frames)
-        return _Edges(maps, [dilate(edges) for edges in maps])
+        return _Edges(maps, _each(dilate, maps))
 
     def score(self, reconstruction: Tensor, prepared: _Edges) -> Tensor:
         """Return [F] float64 in [0, 1]."""
-        pairs = zip(edge_maps(reconstruction), prepared.edges, prepared.near, strict=True)
-        scores = [boundary_f1(found, true, near) for found, true, near in pairs]
+        scores = _each(boundary_f1, edge_maps(reconstruction), prepared.edges, prepared.near)
         return torch.tensor(scores, dtype=torch.float64)
 
 
@@ -59,8 +61,13 @@ def edge_maps(frames: Tensor) -> list[Mask]:
     quantiles turn even the rounding error of smoothing a constant into edges.
     """
     images = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # nearly all of it runs without the interpreter's lock
-        return list(threads.map(_edge_map, images))
+    return _each(_edge_map, images)
+
+
+def _each(function: Callable[..., Result], *frames: Sequence[Any]) -> list[Result]:
+    """Return what ``function`` makes of each frame; nearly all of it runs without the interpreter's lock."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(lambda each: function(*each), zip(*frames, strict=True)))
 
 
 def _edge_map(image: NDArray[np.uint8]) -> Mask:
@@ -79,8 +86,12 @@ def varies(image: NDArray[np.uint8], reach: int = 2) -> Mask:
     height, width, _ = image.shape
     padded = np.zeros((height + 2 * reach, width + 2 * reach), dtype=bool)
     inner = padded[reach:-reach, reach:-reach]
-    across = (image[:, 1:] != image[:, :-1]).any(-1)
-    down = (image[1:] != image[:-1]).any(-1)
+    pixels = np.zeros((height, width, 4), dtype=np.uint8)
+    pixels[..., :3] = image
+    colour = pixels.view(np.uint32)[
+        ..., 0
+    ]  # one number a pixel: the three, and whether any differs, took six times as long
+    across, down = colour[:, 1:] != colour[:, :-1], colour[1:] != colour[:-1]
     result = np.zeros((height, width), dtype=bool)
     for changes, last_row, last_column in ((across, reach, reach - 1), (down, reach - 1, reach)):
         padded[:] = False
@@ -94,11 +105,24 @@ def varies(image: NDArray[np.uint8], reach: int = 2) -> Mask:
 
 
 def dilate(edges: Mask) -> Mask:
-    """Return the pixels of ``edges`` [H, W] and those within the tolerance of one."""
-    tolerance = max(_MIN_TOLERANCE, round(_DIAGONAL * float(np.hypot(*edges.shape))))
-    offsets = np.arange(-tolerance, tolerance + 1) ** 2
-    disk = offsets + offsets[:, None] <= tolerance**2
-    near: Mask = ndimage.binary_dilation(edges, disk)
+    """Return the pixels of ``edges`` [H, W] and those within the tolerance of one.
+
+    The disk is spread row by row, its wide rows from its narrow ones: at 448 pixels 40 times as fast as a dilation that
+    looks at all 81 offsets.
+    """
+    height, width = edges.shape
+    reach = max(_MIN_TOLERANCE, round(_DIAGONAL * float(np.hypot(height, width))))
+    padded = np.zeros((height + 2 * reach, width + 2 * reach), dtype=bool)
+    padded[reach:-reach, reach:-reach] = edges
+    near = np.zeros((height, width), dtype=bool)
+    rows = padded[:, reach : reach + width].copy()  # of half the width `half`, at first a pixel each
+    for half in range(reach + 1):
+        if half:
+            rows |= padded[:, reach - half : reach - half + width]
+            rows |= padded[:, reach + half : reach + half + width]
+        for dy in range(-reach, reach + 1):
+            if isqrt(reach**2 - dy**2) == half:
+                near |= rows[reach + dy : reach + dy + height]
     return near
 
 
