@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
@@ -64,7 +64,7 @@ def edge_maps(frames: Tensor) -> list[Mask]:
     return _each(_edge_map, images)
 
 
-def _each(function: Callable[..., Result], *frames: Sequence[Any]) -> list[Result]:
+def _each(function: Callable[..., Result], *frames: Iterable[Any]) -> list[Result]:
     """Return what ``function`` makes of each frame; nearly all of it runs without the interpreter's lock."""
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         return list(threads.map(lambda each: function(*each), zip(*frames, strict=True)))
