@@ -185,7 +185,8 @@ class Engine:
         parts = [self._stream_features(stream, seed) for stream in row.streams]
         if len(parts) == 1:
             return parts[0]
-        return feature_pass.hybrid(parts, [stream.name for stream in row.streams])
+        joined = feature_pass.hybrid(parts, [stream.name for stream in row.streams])
+        return replace(joined, parameters=feature_pass.parameters(parts, [stream.backbone for stream in row.streams]))
 
     def _stream_features(self, stream: Stream, seed: int) -> FeatureSet:
         # Random weights are drawn for the deepest tap asked for: what else is selected must not change them.
@@ -303,6 +304,7 @@ class Engine:
                     peak_memory_bytes=self._peak_memory(),
                     trainable_parameters=outcome.trainable_parameters,
                     compiled=self._compiles(),
+                    encoder_parameters=features.parameters,
                 ),
                 provenance=self._provenance(),
             ),
