@@ -17,6 +17,7 @@ CONTROLS = (
         description="control: each object's class and box (Q2), the decoder's own latents (C1, Q1); must pass",
         variants=_variant("truth"),
         control="oracle",
+        preprocessing="Looks at no pixel.",
     ),
     EncoderSpec(
         name="pixels",
@@ -24,6 +25,8 @@ CONTROLS = (
         description="control: raw patches as tokens; must pass Q2's reconstruction",
         variants=_variant("patches"),
         control="pixels",
+        preprocessing="Every frame by itself, in its own size; what 14 x 14 patches leave at the right and the bottom "
+        "is dropped. RGB in 0 .. 1.",
     ),
     EncoderSpec(
         name="blank",
@@ -31,6 +34,7 @@ CONTROLS = (
         description="control: constant features; must fail everything",
         variants=_variant("constant"),
         control="floor",
+        preprocessing="Looks at no pixel.",
     ),
     EncoderSpec(
         name="mean-rgb",
@@ -38,5 +42,6 @@ CONTROLS = (
         description="control: the clip's mean colour, broadcast; must fail everything",
         variants=_variant("colour"),
         control="floor",
+        preprocessing="RGB in 0 .. 1, the mean of the clip.",
     ),
 )

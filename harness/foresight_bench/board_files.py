@@ -19,7 +19,7 @@ COLUMNS = (
     *("suite", "suite_version", "cohort", "machine", "experiment", "encoder", "family", "size", "transforms", "tap"),
     *("readout", "adapter", "decoder", "seed", "precision", "kind", "surrogate", "decision", "metric", "gates"),
     *("direction", "threshold", "value", "low", "high", "clips", "rank", "rank_shared", "front", "skill", "verdict"),
-    *("feature_seconds", "experiment_seconds", "trained_values", "peak_memory_bytes", "cell"),
+    *("feature_seconds", "experiment_seconds", "encoder_parameters", "trained_values", "peak_memory_bytes", "cell"),
 )
 """Of the CSV: one line for each metric of each row, at the row's own tap."""
 
@@ -95,6 +95,8 @@ def row_record(row: Row) -> dict[str, Any]:
     cell = row.cell
     identity = cell.identity
     cost = cell.cost.model_dump(mode="json") if cell.cost else None
+    if cost:
+        cost["encoder_parameters"] = cost["encoder_parameters"] or None
     gated = [each.result.metric for each in row.placed]
     curve = {
         tap: {
@@ -165,6 +167,8 @@ def _card(card: Card) -> dict[str, Any]:
         "weights": [{"name": name, "source": source, "sha256": digest} for name, source, digest in card.weights],
         "parameters": [{"name": name, "value": value} for name, value in card.parameters],
         "precisions": list(card.precisions),
+        "encoder_parameters": list(card.encoder_parameters),
+        "preprocessing": card.preprocessing,
         "taps": list(card.taps),
         "read": list(card.read),
         "cells": list(card.cells),
@@ -195,6 +199,7 @@ def as_csv(board: Board) -> str:
                     "transforms": " ".join(row.transforms),
                     "feature_seconds": cost.get("feature_seconds"),
                     "experiment_seconds": cost.get("wall_seconds"),
+                    "encoder_parameters": cost.get("encoder_parameters"),
                     "trained_values": cost.get("trainable_parameters"),
                     "peak_memory_bytes": cost.get("peak_memory_bytes"),
                 }

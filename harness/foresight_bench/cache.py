@@ -42,6 +42,8 @@ class Pass(Record):
     """Model of the device."""
     compiled: bool = False
     """Whether the encoder was compiled."""
+    parameters: int = 0
+    """Of the encoder, as it was built for all taps of the pass; 0 if unknown."""
     batch_frames: int = 0
     """Frames of the largest batch."""
     frames: int = 0

@@ -110,6 +110,8 @@ class FeatureCache:
     def finish(self, computed: Pass | None) -> Pass:
         """Have manifests written behind the shards; return the pass that computed most of the row's frames.
 
+        Its parameters are those of an encoder that serves all taps of the row.
+
         Args:
             computed: what was computed just now, None for nothing; device, compiled and such are filled in.
         """
@@ -122,12 +124,20 @@ class FeatureCache:
         for tap in self._stale:
             self._submit(partial(self._write_manifest, tap, passes.get(tap, Pass())))
         self._tell()
-        return max(passes.values(), default=Pass(), key=lambda each: each.frames)
+        most = max(passes.values(), default=Pass(), key=lambda each: each.frames)
+        return most.model_copy(update={"parameters": self._parameters(computed)})
 
     def close(self) -> None:
         """Wait until all is written. Until then the features stay in memory, whoever else has dropped them."""
         self._writer.shutdown()
         self._tell()
+
+    def _parameters(self, computed: Pass | None) -> int:
+        """Return how many the encoder has when it is built for all taps of the row; 0 if unknown."""
+        if computed is not None:
+            return computed.parameters
+        each = [self._made[tap].parameters if tap in self._made else 0 for tap in self._entries]
+        return max(each) if all(each) else 0  # a pass for shallower taps alone may have built less
 
     def _cut(self, held: Held, tap: str, block: Block) -> None:
         start, stop = self._open.pop((tap, block))

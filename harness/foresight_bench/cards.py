@@ -31,7 +31,7 @@ class Card:
     name: str
     """Name and variant."""
     description: str
-    """Empty if no installed plugin provides the encoder; so are licence and taps."""
+    """Empty if no installed plugin provides the encoder; so are licence, preprocessing and taps."""
     licence: str
     weights: tuple[tuple[str, str, str], ...]
     """Name, source and SHA-256 of each set that its rows used, random ones left out."""
@@ -39,6 +39,11 @@ class Card:
     """What it was built with, in every way that a row used."""
     precisions: tuple[str, ...]
     """Floating-point types of its forward pass."""
+    encoder_parameters: tuple[int, ...]
+    """How many it has, as built for the taps that a run read of it: every number that a row of it alone says, the
+    smallest first. Empty if unknown."""
+    preprocessing: str
+    """As the installed plugin states it; empty if it does not, or none is installed."""
     taps: tuple[str, ...]
     """All that it has, in order of depth, numbered ones as ranges."""
     read: tuple[str, ...]
@@ -49,6 +54,12 @@ class Card:
     """WebP of originals and reconstructions, of the first row that has one; empty if none has."""
     pictured: str
     """What was decoded how for that picture."""
+
+    @property
+    def magnitude(self) -> str:
+        """``encoder_parameters`` in words; empty if unknown."""
+        ends = dict.fromkeys(map(rounded, (*self.encoder_parameters[:1], *self.encoder_parameters[-1:])))
+        return " to ".join(ends)
 
 
 def cards(found: Sequence[Admitted], registry: Registry, taken: Intake) -> tuple[Card, ...]:
@@ -66,7 +77,7 @@ def _card(name: str, parts: Sequence[tuple[Admitted, names.Stream, int]], regist
     used: dict[tuple[str, str, str], None] = {}
     parameters: dict[tuple[str, Parameter], None] = {}
     read: dict[str, None] = {}
-    precisions = set()
+    precisions, counts = set(), set()
     for each, stream, index in parts:
         identity = each.cell.identity
         alone = "encoder" in identity.parameters
@@ -74,6 +85,8 @@ def _card(name: str, parts: Sequence[tuple[Admitted, names.Stream, int]], regist
         prefix = "" if alone else f"{stream.name}@"
         read |= dict.fromkeys(tap.removeprefix(prefix) for tap in identity.taps if tap.startswith(prefix))
         precisions.add(identity.precision)
+        if alone and each.cell.cost and each.cell.cost.encoder_parameters:
+            counts.add(each.cell.cost.encoder_parameters)
         if weights and weights.name in identity.weights and not stream.random:
             source = each.cell.provenance.weights_sources.get(weights.name, "unknown")
             used[weights.name, source, identity.weights[weights.name]] = None
@@ -88,12 +101,23 @@ def _card(name: str, parts: Sequence[tuple[Admitted, names.Stream, int]], regist
         tuple(used),
         tuple(parameters),
         tuple(sorted(precisions)),
+        tuple(sorted(counts)),
+        plain(spec.preprocessing) if spec else "",
         tuple(map(plain, runs(variant.taps))) if variant else (),
         tuple(read),
         tuple(dict.fromkeys(each.cell.id for each, _, _ in parts)),
         picture,
         pictured,
     )
+
+
+def rounded(count: int) -> str:
+    """Return a number of parameters to three digits: ``22.1 M``."""
+    value = float(f"{count:.3g}")
+    for factor, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return str(count)
 
 
 def _known(stream: names.Stream, registry: Registry) -> tuple[EncoderSpec | None, Variant | None]:

@@ -151,6 +151,9 @@ class Cost(Record):
     """Trained values of the adapter or the heads."""
     compiled: bool = False
     """Whether the encoder was compiled."""
+    encoder_parameters: int = 0
+    """Parameters of the encoder as it was built for its feature pass, which serves every tap that a run reads of it; of
+    a hybrid those of its encoders together. 0 where unknown (older cells, no torch module holds them), or a control."""
 
 
 class Provenance(Record):
@@ -212,6 +215,8 @@ class Cell(Record):
     def sealed(self) -> bytes:
         """Return the bytes of the cell's file: JSON with a ``seal``, the digest of everything else in it."""
         record = self.model_dump(mode="json")
+        if self.cost and "encoder_parameters" not in self.cost.model_fields_set:
+            del record["cost"]["encoder_parameters"]  # an older cell is merged byte for byte
         text = json.dumps({**record, "seal": seal(record)}, indent=1, allow_nan=False, ensure_ascii=False)
         return f"{text}\n".encode()
 

@@ -11,7 +11,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -186,7 +186,8 @@ class Engine:
         parts = [self._stream_features(stream, seed) for stream in row.streams]
         if len(parts) == 1:
             return parts[0]
-        return transforms.hybrid(parts, [stream.name for stream in row.streams])
+        joined = transforms.hybrid(parts, [stream.name for stream in row.streams])
+        return replace(joined, parameters=transforms.parameters(parts, [stream.backbone for stream in row.streams]))
 
     def _stream_features(self, stream: Stream, seed: int) -> FeatureSet:
         # Random weights are drawn for the deepest tap asked for: what else is selected must not change them.
@@ -304,6 +305,7 @@ class Engine:
                     peak_memory_bytes=self._peak_memory(),
                     trainable_parameters=outcome.trainable_parameters,
                     compiled=self._compiles(),
+                    encoder_parameters=features.parameters,
                 ),
                 provenance=self._provenance(),
             ),

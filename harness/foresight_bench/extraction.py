@@ -19,6 +19,7 @@ from foresight_bench.errors import ContractError, OutOfMemory
 from foresight_bench.features import COARSE_SIDE, FeatureSet
 from foresight_bench.grids import Grid
 from foresight_bench.holding import Found, Gap, Held
+from foresight_bench.inventory import parameter_count
 from foresight_bench.layout import Values, refuse_scrambled
 
 
@@ -82,6 +83,7 @@ def extract(
         made.frames,
         made.batch_frames,
         cached=not gaps,
+        parameters=made.parameters,
     )
 
 
@@ -98,7 +100,7 @@ def _compute(
 ) -> Pass:
     """Fill the gaps, and return what that took."""
     memory = device_memory(device)
-    batching = Batching(memory, batch_frames)
+    batching, parameters = Batching(memory, batch_frames), parameter_count(encoder)
     started, done = time.monotonic(), 0
 
     def encode(clips: ClipBatch, taps: Sequence[str]) -> Found:
@@ -160,7 +162,7 @@ def _compute(
             cache.cut(held)
     seconds = time.monotonic() - started
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Pass(batch_frames=batching.frames, frames=done, seconds=seconds, created=now)
+    return Pass(parameters=parameters, batch_frames=batching.frames, frames=done, seconds=seconds, created=now)
 
 
 def _checked(grid: Grid | None, tap: str, clips: int) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,8 @@ class FeatureSet:
     """Frames of the largest batch."""
     cached: bool = False
     """Whether nothing was computed. Then seconds, frames and batch are those of the pass that computed most of it."""
+    parameters: int = 0
+    """Of the encoder as it was built for the pass; 0 if unknown, and of a control."""
 
     @property
     def candidates(self) -> tuple[str, ...]:

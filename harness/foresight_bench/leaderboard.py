@@ -216,14 +216,15 @@ def _costs(rows: Iterable[Row]) -> str:
                     row.cell.identity.experiment,
                     f"{cost.feature_seconds:.0f}",
                     f"{cost.wall_seconds:.0f}",
+                    f"{cost.encoder_parameters:,}" if cost.encoder_parameters else "unknown",
                     f"{cost.trainable_parameters:,}",
                     f"{cost.peak_memory_bytes / 2**30:.1f}",
                     ", ".join(each.result.metric for each in row.placed if each.front),
                 ]
             )
-    headers = ["system", "experiment", "feature pass, s", "experiment, s", "trained values", "peak GiB"]
+    headers = ["system", "experiment", "feature pass, s", "experiment, s", "encoder parameters", "trained values"]
     said = "On the front of a metric: no other system is as good for as few seconds, and better or faster.\n\n"
-    return said + _table(body, [*headers, "on the front of"])
+    return said + _table(body, [*headers, "peak GiB", "on the front of"])
 
 
 def _commands(cohort: Cohort) -> str:

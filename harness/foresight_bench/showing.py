@@ -16,6 +16,7 @@ def encoder_record(spec: EncoderSpec, variants: Sequence[Variant]) -> dict[str, 
         "description": spec.description,
         "licence": spec.licence,
         "options": dict(spec.options),
+        "preprocessing": spec.preprocessing,
         "variants": [
             {
                 "name": variant.name,
@@ -34,6 +35,7 @@ def encoder_record(spec: EncoderSpec, variants: Sequence[Variant]) -> dict[str, 
 def encoder_text(spec: EncoderSpec, variants: Sequence[Variant]) -> str:
     """Return the same as a few lines to read."""
     lines = [f"{spec.name}: {spec.description}"]
+    lines.append(f"  preprocessing: {spec.preprocessing or 'not stated'}")
     lines += [f"  option {key}={str(value).lower()}" for key, value in spec.options.items()]
     for variant, facts in zip(variants, encoder_record(spec, variants)["variants"], strict=True):
         lines.append(f"{spec.name}:{variant.name}" + ("  (default)" if variant == spec.variants[0] else ""))

@@ -165,6 +165,9 @@ class EncoderSpec:
     """Set on controls, rows whose outcome is known beforehand."""
     extras: tuple[str, ...] = ()
     """Extras of the distribution that must be installed."""
+    preprocessing: str = ""
+    """What becomes of frames before the model sees them, in one line: how they are resized or cropped and to what size,
+    the range of values, mean and deviation, what becomes of time. Empty: not stated."""
 
 
 @dataclass(frozen=True)

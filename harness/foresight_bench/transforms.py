@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -87,6 +87,21 @@ def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:
         batch_frames=max(stream.batch_frames for stream in streams),
         cached=all(stream.cached for stream in streams),
     )
+
+
+def parameters(streams: Sequence[FeatureSet], models: Sequence[Hashable]) -> int:
+    """Return the parameters of the streams of a hybrid together, 0 if those of one are unknown.
+
+    Args:
+        streams: as of :func:`hybrid`.
+        models: what each is of; a model of which several are counts once.
+    """
+    found: dict[Hashable, int] = {}
+    for stream, model in zip(streams, models, strict=True):
+        if not stream.parameters and not stream.control:
+            return 0
+        found[model] = max(found.get(model, 0), stream.parameters)
+    return sum(found.values())
 
 
 def _standardised(features: FeatureSet) -> FeatureSet:

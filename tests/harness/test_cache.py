@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from foresight_bench import cache, caching, extraction, keys, pruning, shards
 from foresight_bench.caching import FeatureCache
+from foresight_bench.cells import seal
 from foresight_bench.clips import ClipBatch
 from foresight_bench.commands.caching import cache_group, human
 from foresight_bench.contracts import ResolvedWeights, Split
@@ -220,8 +221,9 @@ class FakeData:
 class FakeEncoder:
     """Patch means that depend on the batch a clip came in; writes down what it was asked and stops after ``most``."""
 
-    def __init__(self, most: int = 10**6, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, most: int = 10**6, dtype: torch.dtype = torch.float32, width: int = 4) -> None:
         self.most, self.dtype = most, dtype
+        self.model = torch.nn.LayerNorm(width)  # 2 * width parameters
         self.asked: list[tuple[str, int, tuple[str, ...]]] = []
 
     def encode(self, clips: ClipBatch, taps: Sequence[str]) -> dict[str, Grid]:
@@ -304,6 +306,34 @@ def test_a_cached_row_is_the_fresh_one_and_loads_no_model(dtype: torch.dtype) ->
     made = entry("early").manifest()
     assert made is not None
     assert (made.made.device, made.made.compiled) == ("a device", True)
+
+
+def older(tap: str) -> None:
+    """Rewrite a manifest as it was before parameters were counted."""
+    path = entry(tap).folder / cache.MANIFEST
+    record = json.loads(path.read_bytes())
+    del record["made"]["parameters"], record["seal"]
+    path.write_text(json.dumps({**record, "seal": seal(record)}))
+
+
+def test_the_parameters_come_from_the_cache_with_the_features() -> None:
+    assert plain(FakeEncoder()).parameters == run(FakeEncoder()).parameters == 8
+    again = run(FakeEncoder())
+    assert (again.cached, again.parameters) == (True, 8)
+    older("late")
+    again = run(FakeEncoder())
+    assert (again.cached, again.parameters) == (True, 0)  # what one tap needs is not known
+    assert run(FakeEncoder(), ("early",)).parameters == 8
+
+
+def test_the_parameters_are_of_an_encoder_for_all_taps_of_a_row() -> None:
+    assert run(FakeEncoder(width=4), ("early",)).parameters == 8
+    both = run(FakeEncoder(width=50))  # built for both, of which one is computed
+    assert (both.cached, both.parameters) == (False, 100)
+    assert run(FakeEncoder()).parameters == 100
+    assert run(FakeEncoder(), ("early",)).parameters == 8
+    flip(entry("late").folder / cache.MANIFEST)
+    assert run(FakeEncoder()).parameters == 0
 
 
 def test_values_keep_the_encoders_own_type_on_disk() -> None:
@@ -796,6 +826,7 @@ NO_VALUE = {
     "fitting": "whether a plugin's hooks fit",
     "hookspecs": "which plugins there are",
     "hub": "where weights come from; the key holds their digest",
+    "inventory": "what is counted of an encoder",
     "keys": "the key itself",
     "memory": "how much is free",
     "names": "what is selected",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from foresight_bench.cli import main
+from foresight_bench.clips import ClipBatch
+from foresight_bench.contracts import EncoderSetup
+from foresight_bench.errors import DataError
 from foresight_bench.hookspecs import PROJECT
 from foresight_bench.plugins import load_one
 
@@ -48,6 +53,26 @@ def test_a_package_brings_its_plugin(kind: str, tmp_path: Path, monkeypatch: pyt
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
             assert "$" not in path.read_text().replace("$ pip", "").replace("$ pytest", "").replace("$ foresight", "")
+
+
+def test_a_new_encoder_says_of_frames_what_it_does_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert new(tmp_path, "encoder", "vit-of-mine").exit_code == 0
+    monkeypatch.syspath_prepend(str(tmp_path / "foresight-vit-of-mine"))
+    package = import_module("foresight_vit_of_mine")
+    ((spec,), made) = package.foresight_encoders(), import_module("foresight_vit_of_mine.encoder")
+    encoder = made.VitOfMine(EncoderSetup(taps=("patch_embed",)), **spec.variants[0].params)
+    fed: list[torch.Tensor] = []
+    encoder.model.patch_embed.register_forward_pre_hook(lambda module, inputs: fed.extend(inputs))
+    frames = np.zeros((1, 2, 32, 48, 3), np.uint8)
+    frames[0, 1] = 255
+    encoder.encode(ClipBatch(frames, ("a",)), ("patch_embed",))
+    assert spec.preprocessing == (
+        f"Every frame by itself, in its own size; sides must be multiples of {encoder.patch}. "
+        f"RGB in {fed[0][0].min():.0f} .. {fed[0][1].max():.0f}."
+    )
+    assert fed[0].shape == (2, 3, 32, 48)
+    with pytest.raises(DataError, match=f"multiples of {encoder.patch}"):
+        encoder.encode(ClipBatch(frames[:, :, :, :40], ("a",)), ("patch_embed",))
 
 
 def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from foresight_bench.registry import Registry
 from foresight_bench.specs import EncoderSpec, Part, Variant, Weights
 from foresight_bench.testing.encoders import ENCODER_CHECKS
 from foresight_bench.testing.kit import Finding, Status, run_check
-from foresight_bench.testing.probing import holdings
 from foresight_bench.testing.subjects import EncoderSubject
 
 PATCH = 28
@@ -560,19 +559,6 @@ def test_an_encoder_without_variants_is_said_to_have_none() -> None:
     registry = Registry([Plugin("toys", "toys", "1", "", contributions=(("foresight_encoders", (entry,)),))])
     (found,) = findings(replace(of, registry=registry), "spec-valid").values()
     assert "It has no variant" in found.message
-
-
-def test_whatever_an_encoder_holds_is_found() -> None:
-    class Owner:
-        pass
-
-    owner, inner, shared = Owner(), Owner(), torch.ones(1)
-    inner.tensors = {"a": shared, "b": [torch.zeros(2)]}  # type: ignore[attr-defined]
-    inner.owner = owner  # type: ignore[attr-defined]
-    owner.inner, owner.model, owner.shared = inner, nn.Sequential(nn.Linear(1, 1)), shared  # type: ignore[attr-defined]
-    found = holdings(owner)
-    assert set(found.modules) == {"model", "model.0"}
-    assert set(found.tensors) == {"shared", "inner.tensors.b.0", "model.0.weight", "model.0.bias"}
 
 
 def test_nothing_an_encoder_changes_outlives_its_check() -> None:

@@ -35,13 +35,17 @@ def board() -> Board:
 
 
 def edited(board: Board, **update: Any) -> Board:
-    """Return the board with its first row of C1 changed: fields of the identity, or ``metrics``."""
+    """Return the board with its first row of C1 changed: fields of the identity, or ``metrics`` or ``cost``."""
     cohort = board.cohorts[0]
     section = cohort.sections[0]
     row = section.rows[0]
-    identity = row.cell.identity.model_copy(update={k: v for k, v in update.items() if k != "metrics"})
+    identity = row.cell.identity.model_copy(update={k: v for k, v in update.items() if k not in ("metrics", "cost")})
     cell = row.cell.model_copy(
-        update={"identity": identity, "metrics": update.get("metrics", row.cell.metrics)},
+        update={
+            "identity": identity,
+            "metrics": update.get("metrics", row.cell.metrics),
+            "cost": update.get("cost", row.cell.cost),
+        },
     )
     sections = (replace(section, rows=(replace(row, cell=cell), *section.rows[1:])), *cohort.sections[1:])
     return replace(board, cohorts=(replace(cohort, sections=sections),))
@@ -163,10 +167,25 @@ def test_both_spaces_stand_side_by_side(board: Board) -> None:
 def test_costs_say_what_is_on_the_front_and_every_row_has_its_command(board: Board) -> None:
     text = page(board)
     (row,) = (r for r in table(text, "### Cost") if r[:2] == ["dinov2:small, linear + patch-pca†", "C1"])
-    assert row == ["dinov2:small, linear + patch-pca†", "C1", "61", "6", "36,960", "3.3", "lpips, ssim, spatial_iou"]
+    assert row == [
+        "dinov2:small, linear + patch-pca†", "C1", "61", "6", "unknown", "36,960", "3.3", "lpips, ssim, spatial_iou",
+    ]  # fmt: skip
     commands = text[text.index("```sh") :].split("```")[1].splitlines()[1:]
     mine = [row for section in board.cohorts[0].sections for row in section.rows if row.kind != "control"]
     assert commands == [row.command for row in mine]
+
+
+def test_how_large_an_encoder_is_stands_with_its_cost_and_unknown_is_not_0(board: Board) -> None:
+    cell = board.cohorts[0].sections[0].rows[0].cell
+    assert cell.cost is not None
+    known = edited(board, cost=cell.cost.model_copy(update={"encoder_parameters": 22_056_192}))
+    for found, shown, number in ((known, "22,056,192", 22_056_192), (board, "unknown", None)):
+        header, _, first, *_ = table(page(found), "### Cost")
+        assert first[header.index("encoder parameters")] == shown
+        (record, *_) = json.loads(as_json(found))["cohorts"][0]["experiments"][0]["rows"]
+        assert record["cost"]["encoder_parameters"] == number
+        (line, *_) = csv.DictReader(io.StringIO(as_csv(found)))
+        assert line["encoder_parameters"] == str(number or "")
 
 
 def test_what_comes_from_outside_is_no_markup(board: Board) -> None:
@@ -201,7 +220,9 @@ def test_json_holds_every_row_with_what_it_reports(board: Board) -> None:
     q2 = next(r for r in cohort["experiments"][2]["rows"] if r["encoder"] == "dinov2:small")
     assert list(q2["taps"]) == ["patch_embed", "block.2", "block.5", "block.8", "final"]
     assert cohort["calibration"]["separates"] is True
-    assert [each["name"] for each in cohort["encoders"]] == ["dinov2:small"]
+    (card,) = cohort["encoders"]
+    assert (card["name"], card["encoder_parameters"]) == ("dinov2:small", [])
+    assert card["preprocessing"] == board.cohorts[0].cards[0].preprocessing != ""
     assert len(as_json(board)) + len(as_csv(board)) < 400_000
 
 

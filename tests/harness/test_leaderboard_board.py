@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 from foresight_bench.admission import admit
 from foresight_bench.board import Board, Candidate, Row
 from foresight_bench.building import build
-from foresight_bench.cards import WIDTH, thumbnail
+from foresight_bench.cards import WIDTH, rounded, thumbnail
 from foresight_bench.cells import Cell, seal
 from foresight_bench.commands.running import run
 from foresight_bench.comparing import Found, compare
@@ -315,6 +316,51 @@ def test_a_card_says_what_an_encoder_is(copied: Path) -> None:
     assert set(card.cells) == {c.id for c in CELLS if c.identity.encoder.startswith("dinov2") and c.status == "ok"}
     assert Image.open(io.BytesIO(card.picture)).size == (WIDTH, 96)
     assert card.pictured == "dinov2:small + linear + ltx-tiny"
+
+
+def sized(count: int, cell: Cell = SAMPLE, **identity: object) -> Cell:
+    """Return ``cell`` as one whose encoder has ``count`` parameters."""
+    assert cell.cost is not None
+    cost = cell.cost.model_copy(update={"encoder_parameters": count})
+    return changed(cell, **identity).model_copy(update={"cost": cost})  # type: ignore[arg-type]
+
+
+def test_a_card_says_how_large_an_encoder_is_where_that_is_known(board: Board, tmp_path: Path) -> None:
+    (card,) = board.cohorts[0].cards
+    assert (card.encoder_parameters, card.magnitude) == ((), "")  # they were computed before it was counted
+    store = Store(tmp_path)
+    store.write(sized(22_056_192), SCORES)
+    (card,) = build(tmp_path, REGISTRY).cohorts[0].cards
+    assert (card.encoder_parameters, card.magnitude) == ((22_056_192,), "22.1 M")
+    # Of a hybrid nobody knows which are whose; what is not known hides nothing that is.
+    taps = ("dinov2@final", "pixels@patches")
+    parameters = {"encoder.0": {"architecture": "vit"}, "encoder.1": {"patch": 14}}
+    store.write(sized(10**12, encoder="dinov2:small@final+pixels@patches", taps=taps, parameters=parameters), SCORES)
+    store.write(sized(0, encoder="dinov2:small@final"), SCORES)
+    store.write(sized(500_000, encoder="dinov2:small@patch_embed"), SCORES)
+    store.write(sized(7_000_000, encoder="dinov2:small@block.2~random"), SCORES)
+    dinov2, pixels = build(tmp_path, REGISTRY).cohorts[0].cards
+    assert (dinov2.encoder_parameters, dinov2.magnitude) == ((500_000, 7_000_000, 22_056_192), "500 k to 22.1 M")
+    assert pixels.magnitude == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(12, "12"), (999, "999"), (1000, "1 k"), (86_580_480, "86.6 M"), (999_499, "999 k"), (999_500, "1 M"),
+     (8_292_166_656, "8.29 B"), (1_136_480_768, "1.14 B")],
+)  # fmt: skip
+def test_numbers_of_parameters_are_for_people(count: int, text: str) -> None:
+    assert rounded(count) == text
+
+
+def test_a_card_says_what_becomes_of_frames(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    (card,) = board.cohorts[0].cards
+    assert card.preprocessing == REGISTRY.encoders["dinov2"].spec.preprocessing
+    assert "multiple of 14" in card.preprocessing
+    hostile = replace(REGISTRY.encoders["dinov2"].spec, preprocessing="a\u202eb\n<script>")
+    monkeypatch.setattr("foresight_bench.cards._known", lambda *_: (hostile, hostile.variants[0]))
+    (card,) = build(COMMITTED, REGISTRY).cohorts[0].cards
+    assert card.preprocessing == "a\\u202eb\\n<script>"
 
 
 def test_a_card_shows_no_picture_of_a_transform(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_a_run_judges_an_encoder_beside_its_controls_and_is_reused(toy: Path) ->
     assert q2.decision in ("PROCEED", "PIVOT", "INCONCLUSIVE")
     assert {result.tap for result in q2.metrics} == {"early", "late"}
     assert found["oracle", "Q2"].decision is None
+    counts = {name: cell.cost.encoder_parameters for (name, _), cell in found.items() if cell.cost}
+    assert counts == {"sound": 12, "oracle": 0, "pixels": 0, "blank": 0, "mean-rgb": 0}
     assert "Gate 1" in first.stdout
     for cell in found.values():
         assert cell.id == cell.identity.cell_id()
@@ -79,10 +81,14 @@ def test_control_cells_are_shared_by_encoders_and_transforms_differ(controlled: 
 
 
 def test_a_hybrid_takes_each_stream_at_its_output_or_at_the_tap_named(controlled: Path) -> None:
-    done = run(controlled, "-e", "sound+pixels", "-e", "sound@early+pixels", "-x", "Q2")
+    hybrids = ("-e", "sound+pixels", "-e", "sound@early+pixels", "-e", "sound@early+sound@late")
+    done = run(controlled, *hybrids, "-x", "Q2")
     assert done.exit_code == 0, done.output
-    found = {name: cell.tap for (name, _), cell in cells(controlled).items() if "+" in name}
-    assert found == {name: name for name in ("sound@late+pixels@patches", "sound@early+pixels@patches")}
+    found = {name: cell for (name, _), cell in cells(controlled).items() if "+" in name}
+    names = ("sound@late+pixels@patches", "sound@early+pixels@patches", "sound@early+sound@late")
+    assert {name: cell.tap for name, cell in found.items()} == {name: name for name in names}
+    # An encoder in two streams has its parameters once, and a control has none.
+    assert {cell.cost.encoder_parameters for cell in found.values() if cell.cost} == {12}
 
 
 def test_fusion_serves_hybrids_and_skips_the_rest(controlled: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from foresight_bench.errors import ContractError
 from foresight_bench.features import COARSE_SIDE, FeatureSet, Grids, Key, Tokens
 from foresight_bench.grids import Grid
-from foresight_bench.transforms import hybrid, next_clip, pooled, pooled_grid, shuffled
+from foresight_bench.transforms import hybrid, next_clip, parameters, pooled, pooled_grid, shuffled
 
 CELLS = COARSE_SIDE**2
 
@@ -109,6 +109,24 @@ def test_what_the_passes_took_is_kept() -> None:
 def test_a_row_is_cached_if_all_its_streams_are(a: bool, b: bool) -> None:
     streams = [stream("x", {"train": [noise(4, 1, 4, 4, 1)]}, cached=cached) for cached in (a, b)]
     assert hybrid(streams, ["a", "b"]).cached is (a and b)
+
+
+@pytest.mark.parametrize(
+    ("streams", "count"),
+    [
+        ([("a", 5, ""), ("b", 7, "")], 12),
+        ([("a", 5, ""), ("a", 5, "")], 5),
+        ([("a~random", 5, ""), ("a~random", 9, "")], 9),  # random weights are built for each stream's own tap
+        ([("a", 5, ""), ("pixels", 0, "pixels")], 5),
+        ([("a", 5, ""), ("c", 0, "")], 0),
+        ([("pixels", 0, "pixels"), ("blank", 0, "floor")], 0),
+    ],
+)
+def test_a_hybrid_has_the_parameters_of_each_of_its_models_once(
+    streams: list[tuple[str, int, str]], count: int
+) -> None:
+    rows = [FeatureSet(("x",), {}, {}, control=control, parameters=each) for _, each, control in streams]
+    assert parameters(rows, [model for model, _, _ in streams]) == count
 
 
 def test_a_stream_with_several_taps_is_an_error() -> None:

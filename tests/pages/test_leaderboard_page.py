@@ -166,7 +166,13 @@ def test_details_show_what_was_measured_and_copy_the_command(opened: Opened, two
     page.keyboard.press("Enter")
     expect(button).to_have_attribute("aria-expanded", "true")
     detail = page.locator("tr.detail")
-    for words in ("FAIL: misses the threshold", "patch_embed", "psnr", "233,310 trained values", "block.5"):
+    for words in (
+        "FAIL: misses the threshold",
+        "patch_embed",
+        "psnr",
+        "unknown encoder parameters · 233,310 trained values",
+        "block.5",
+    ):
         expect(detail).to_contain_text(words)
     detail.get_by_role("button", name="copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == row.command
@@ -176,6 +182,25 @@ def test_details_show_what_was_measured_and_copy_the_command(opened: Opened, two
     button.click()
     expect(page.locator("tr.detail")).to_have_count(0)
     expect(button).to_have_attribute("aria-expanded", "false")
+
+
+def test_a_card_says_how_large_an_encoder_is_and_what_it_does_to_frames(
+    opened: Opened, board: Board, tmp_path: Path
+) -> None:
+    made, path = few(board), tmp_path / "index.html"
+    (cohort,) = made.cohorts
+    for card, expected in (
+        (cohort.cards[0], {"parameters": "unknown", "preprocessing": cohort.cards[0].preprocessing}),
+        (
+            replace(cohort.cards[0], encoder_parameters=(632_000_000, 8_292_000_000), preprocessing=""),
+            {"parameters": "632 M to 8.29 B, as loaded for the taps read", "preprocessing": "not stated"},
+        ),
+    ):
+        path.write_text(rendered(replace(made, cohorts=(replace(cohort, cards=(card,)),))), "utf-8")
+        shown = opened(path).locator(".card dl")
+        for name, words in expected.items():
+            term = shown.get_by_text(name, exact=True)
+            expect(term.locator("xpath=following-sibling::dd[1]")).to_have_text(words)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1200, "dark")])
@@ -226,7 +251,9 @@ def test_hostile_names_are_text_and_break_no_layout(opened: Opened, overflow: Ov
     (results / "<img src=x onerror=alert(3)>").write_text("")
     made = build(results, Registry.installed())
     cohort = made.cohorts[0]
-    card = replace(cohort.cards[0], description=HOSTILE, licence=HOSTILE, parameters=((HOSTILE, HOSTILE),))
+    card = replace(
+        cohort.cards[0], description=HOSTILE, licence=HOSTILE, parameters=((HOSTILE, HOSTILE),), preprocessing=HOSTILE
+    )
     suite = replace(cohort.suite, description=HOSTILE)
     made = replace(made, cohorts=(replace(cohort, suite=suite, cards=(card,)),))
     made = replace(made, left_out=(*made.left_out, Problem(HOSTILE, HOSTILE)))

@@ -18,6 +18,7 @@ from foresight_bench.checkpoints import Checkpoint
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import EncoderSetup, ResolvedWeights
 from foresight_bench.errors import WeightsError
+from foresight_bench.inventory import parameter_count
 from foresight_bench.specs import Variant
 from foresight_bench.testing.layout import check_layout
 from foresight_plugins.encoders import internvl2, internvl2_keys
@@ -398,7 +399,10 @@ def test_nothing_deeper_is_read(tap: str, checkpoints: Any, tmp_path: Path) -> N
         if not needs(name):
             file.unlink()
     whole = encoder(weights).encode(batch, [tap])[tap].values
-    assert torch.equal(encoder(alone, [tap]).encode(batch, [tap])[tap].values, whole)
+    model = encoder(alone, [tap])
+    assert torch.equal(model.encode(batch, [tap])[tap].values, whole)
+    counted = Checkpoint(alone.path).tensors(needs)
+    assert parameter_count(model) == sum(tensor.numel() for _, tensor in counted)
 
 
 @pytest.mark.parametrize(

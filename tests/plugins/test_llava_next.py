@@ -20,6 +20,7 @@ from foresight_bench.checkpoints import Checkpoint
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import EncoderSetup, ResolvedWeights
 from foresight_bench.errors import DataError, PluginError, WeightsError
+from foresight_bench.inventory import parameter_count
 from foresight_bench.specs import Variant
 from foresight_bench.testing.layout import check_layout
 from foresight_plugins.encoders import llava_next, llava_next_spec
@@ -390,6 +391,7 @@ def test_nothing_deeper_is_read(
     model = encoder(save(state, tmp_path), [tap], tiles)
     assert torch.equal(model.encode(batch, [tap])[tap].values, expected)
     assert len(names) == len(set(names))
+    assert parameter_count(model) == sum(state[name].numel() for name in names)
     assert state.keys() - set(names) == (set() if tiles else state.keys() & {"image_newline"})
     assert not any("layers.3." in name and "vision" in name for name in names)
     assert "language_model.lm_head.weight" not in names

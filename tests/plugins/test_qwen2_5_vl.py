@@ -25,6 +25,7 @@ from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import EncoderSetup, ResolvedWeights
 from foresight_bench.errors import DataError, PluginError, WeightsError
 from foresight_bench.grids import Grid
+from foresight_bench.inventory import parameter_count
 from foresight_bench.specs import Variant
 from foresight_bench.testing.layout import LayoutFinding, check_layout
 from foresight_plugins.encoders import qwen2_5_vl
@@ -361,9 +362,14 @@ def test_what_only_deeper_taps_need_is_not_read(
     for name in absent:
         (folder / name).unlink()
     batch = clips(2, 3, 84, 140)
-    grid = build(folder, (tap,)).encode(batch, (tap,))[tap]
+    alone = build(folder, (tap,))
+    grid = alone.encode(batch, (tap,))[tap]
     assert torch.equal(grid.values, encoder.encode(batch, TAPS)[tap].values)
     assert torch.equal(grid.values, encoder.encode(batch, [tap])[tap].values)
+    # A block's MLP is padded from 20 to 128: rows and biases of two matrices, columns of a third.
+    blocks = sum(name.startswith("visual.") and name.endswith("down_proj.weight") for name in needed)
+    count = sum(value.numel() for value in needed.values())
+    assert parameter_count(alone) == count + blocks * (128 - 20) * (3 * 32 + 2)
 
 
 def test_blocks_after_the_deepest_tap_do_not_run(encoder: Any) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import Encoder
+from foresight_bench.inventory import holdings
 from foresight_bench.isolation import restored
 from foresight_bench.testing.encoder_specs import ENCODER_CHECKS
 from foresight_bench.testing.kit import Broken, Unverified
-from foresight_bench.testing.probing import formed, holdings, isolated, noise, square, values
+from foresight_bench.testing.probing import formed, isolated, noise, square, values
 from foresight_bench.testing.subjects import EncoderSubject
 
 ENCODES = 5

@@ -48,4 +48,7 @@ DINOV2 = EncoderSpec(
         _variant("giant-reg", "vit_giant_patch14_reg4_dinov2", 40),
     ),
     licence=_LICENCE,
+    preprocessing="Every frame by itself. Sides that are no multiple of 14 are resized to the nearest one, the larger "
+    "of two as near (bicubic, antialiased); no crop. RGB in 0 .. 1, less the mean 0.485, 0.456, 0.406, over the "
+    "deviation 0.229, 0.224, 0.225.",
 )

@@ -87,4 +87,7 @@ INTERNVL2 = EncoderSpec(
         _variant("v3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 24),
     ),
     licence=_LICENCE,
+    preprocessing="Every frame by itself, squashed to one tile of 448 x 448 pixels whatever its shape (bicubic, "
+    "antialiased); no crop, no thumbnail. RGB in 0 .. 1, less the mean 0.485, 0.456, 0.406, over the deviation 0.229, "
+    "0.224, 0.225.",
 )

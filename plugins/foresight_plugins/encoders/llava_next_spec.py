@@ -61,4 +61,9 @@ LLAVA_NEXT = EncoderSpec(
         _variant("vicuna-7b", "Llama 2 Community License"),
     ),
     options={"tiles": False},
+    preprocessing="Every frame by itself, squashed to 336 x 336 pixels whatever its shape (bicubic, antialiased); no "
+    "crop. With tiles=true resized in its own shape, margins black, onto the one of 336 x 672, 672 x 336, 672 x 672, "
+    "1008 x 336 and 336 x 1008 that keeps most of it, and cut into tiles of 336 x 336; the language model reads the "
+    "squashed one too. RGB in 0 .. 1, less the mean 0.48145466, 0.4578275, 0.40821073, over the deviation 0.26862954, "
+    "0.26130258, 0.27577711.",
 )

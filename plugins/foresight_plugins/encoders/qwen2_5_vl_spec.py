@@ -45,4 +45,8 @@ QWEN2_5_VL = EncoderSpec(
     description="Vision-language model: a tower with window attention, its merger, and the language model's layers.",
     variants=(_variant("7b", 28, "Apache-2.0"), _variant("3b", 36, "Qwen Research")),
     licence="Apache-2.0",
+    preprocessing="Frames in pairs, the last of an odd number twice; the language model reads all pairs of a clip in "
+    "one sequence. Sides that are no multiple of 28 are resized to the nearest one, the even one of two as near "
+    "(bicubic, antialiased); no crop. RGB in 0 .. 1, less the mean 0.48145466, 0.4578275, 0.40821073, over the "
+    "deviation 0.26862954, 0.26130258, 0.27577711.",
 )

@@ -40,4 +40,7 @@ SAM = EncoderSpec(
         _variant("vit_h", "facebook/sam-vit-huge", 32),
     ),
     licence=_LICENCE,
+    preprocessing="Every frame by itself, resized in its own shape to a longest side of 1024 pixels (bilinear, "
+    "antialiased); no crop. RGB in 0 .. 1, less the mean 0.485, 0.456, 0.406, over the deviation 0.229, 0.224, 0.225; "
+    "then zeros at the right and the bottom up to 1024 x 1024, where tokens of zeros alone are dropped.",
 )

@@ -112,7 +112,7 @@
     if (taps.length) parts.push(table("Over taps, in order of depth", ["tap", ...metrics], taps.map(([tap, found]) => [tap, ...metrics.map((name) => estimate(found[name]))])));
     const cost = record.cost, facts = [`cell ${record.cell}`, `${record.readout} at ${record.tap}`, record.precision];
     if (cost) facts.push(`feature pass ${number(cost.feature_seconds)} s, ${number(cost.frames_per_second)} frames/s`, `experiment ${number(cost.wall_seconds)} s`,
-      `${cost.trainable_parameters.toLocaleString("en")} trained values`, `peak ${number(cost.peak_memory_bytes / 2 ** 30)} GiB`);
+      `${cost.encoder_parameters?.toLocaleString("en") ?? "unknown"} encoder parameters`, `${cost.trainable_parameters.toLocaleString("en")} trained values`, `peak ${number(cost.peak_memory_bytes / 2 ** 30)} GiB`);
     if (record.surrogate) facts.push(`surrogate decoder: ${record.surrogate}`);
     if (record.commit) facts.push(`commit ${record.commit.slice(0, 12)}${record.dirty ? " with changes" : ""}`);
     const told = element("p", facts.join(" · ")); told.className = "facts quiet";
