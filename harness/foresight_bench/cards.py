@@ -49,7 +49,7 @@ class Card:
     read: tuple[str, ...]
     """Those that rows here read."""
     cells: tuple[str, ...]
-    """Ids of the rows that it has a part in."""
+    """Ids of the rows that it has a part in, in order of their names."""
     picture: bytes
     """WebP of originals and reconstructions, of the first row that has one; empty if none has."""
     pictured: str
@@ -105,7 +105,7 @@ def _card(name: str, parts: Sequence[tuple[Admitted, names.Stream, int]], regist
         plain(spec.preprocessing) if spec else "",
         tuple(map(plain, runs(variant.taps))) if variant else (),
         tuple(read),
-        tuple(dict.fromkeys(each.cell.id for each, _, _ in parts)),
+        tuple(dict.fromkeys(each.cell.id for each in sorted((each for each, _, _ in parts), key=_place))),
         picture,
         pictured,
     )
@@ -118,6 +118,12 @@ def rounded(count: int) -> str:
         if value >= factor:
             return f"{value / factor:.3g}{unit}"
     return str(count)
+
+
+def _place(row: Admitted) -> tuple[str, ...]:
+    """Return what rows of one encoder are listed by."""
+    i = row.cell.identity
+    return i.encoder, i.experiment, i.decoder or "", i.adapter or "", f"{i.seed:09}"
 
 
 def _known(stream: names.Stream, registry: Registry) -> tuple[EncoderSpec | None, Variant | None]:

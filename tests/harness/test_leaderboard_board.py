@@ -325,6 +325,16 @@ def sized(count: int, cell: Cell = SAMPLE, **identity: object) -> Cell:
     return changed(cell, **identity).model_copy(update={"cost": cost})  # type: ignore[arg-type]
 
 
+def test_a_card_lists_its_rows_by_their_names(board: Board) -> None:
+    (card,) = board.cohorts[0].cards
+    found = {cell.id: cell.identity for cell in Store(COMMITTED).cells()}
+    rows = [
+        (i.encoder, i.experiment, i.decoder or "", i.adapter or "", i.seed) for i in map(found.get, card.cells) if i
+    ]
+    assert len(rows) == len(card.cells) > 30
+    assert rows == sorted(rows)
+
+
 def test_a_card_says_how_large_an_encoder_is_where_that_is_known(board: Board, tmp_path: Path) -> None:
     (card,) = board.cohorts[0].cards
     assert (card.encoder_parameters, card.magnitude) == ((), "")  # they were computed before it was counted
