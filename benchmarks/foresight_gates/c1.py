@@ -17,7 +17,6 @@ from foresight_bench.grids import Grid
 from foresight_bench.specs import ExperimentSpec
 from foresight_bench.strips import strips
 from foresight_bench.tables import number
-from foresight_bench.transforms import next_clip
 
 READOUT = "tokens"
 
@@ -34,35 +33,35 @@ class LatentSufficiency:
         if bench.features.control == "oracle":
             # The ceiling is the decoder's own round trip: no adapter can hand it better latents than its own.
             tap = bench.features.taps[0]
-            latents = bench.latents("test")
-            frames = decoded(bench, latents)
-            measured = self._measure(bench, tap, frames)
-            shuffled = self._measure(bench, tap, decoded(bench, map(next_clip, latents)))
+            frames = decoded(bench, bench.latents("test"))
+            measured, shuffled = self._measure(bench, tap, frames)
             return Outcome(tap, READOUT, measured, shuffled, picture=picture(bench, tap, frames, measured[0]))
         adapted = bench.adapted(progress)
         details: dict[str, float | str] = {f"val_mse.{tap}": found.val_error for tap, found in adapted.items()}
         details |= {f"{fact}.{tap}": value for tap, found in adapted.items() for fact, value in found.facts.items()}
         tap = min(adapted, key=lambda tap: adapted[tap].val_error)
         progress(f"decoding {tap}")
-        grids = bench.tokens(tap, "test")
-        layouts = [latents.layout for latents in bench.latents("test")]
-
-        def predicted(grids: Iterable[Grid]) -> Tensor:
-            return decoded(bench, (adapted[tap].predict(grid, onto) for grid, onto in zip(grids, layouts, strict=True)))
-
-        frames = predicted(grids)
-        measured = self._measure(bench, tap, frames)
-        floor = bench.features.control == "floor"  # a floor needs none of its own
-        shuffled = () if floor else self._measure(bench, tap, predicted(map(next_clip, grids)))
+        pairs = zip(bench.tokens(tap, "test"), bench.latents("test"), strict=True)
+        frames = decoded(bench, (adapted[tap].predict(grid, latents.layout) for grid, latents in pairs))
+        measured, shuffled = self._measure(bench, tap, frames)
         parameters = adapted[tap].adapter.trainable_parameters
-        drawn = b"" if floor else picture(bench, tap, frames, measured[0])
+        drawn = b"" if bench.features.control == "floor" else picture(bench, tap, frames, measured[0])
         return Outcome(tap, READOUT, measured, shuffled, parameters, details, drawn)
 
-    def _measure(self, bench: Bench, tap: str, frames: Tensor) -> tuple[Measurement, ...]:
+    def _measure(
+        self, bench: Bench, tap: str, frames: Tensor
+    ) -> tuple[tuple[Measurement, ...], tuple[Measurement, ...]]:
+        """Return what ``frames`` score, and what they score shuffled; a floor needs none of its own.
+
+        A clip's frames depend on no clip beside it, so those of shuffled features are these frames, shuffled.
+        """
         metrics = self.gating if bench.features.control else self.gating + self.reported
-        return tuple(
-            Measurement(metric, tap, READOUT, bench.score_frames(metric, "test", frames)) for metric in metrics
-        )
+        if bench.features.control == "floor":
+            scores = {metric: bench.score_frames(metric, "test", frames) for metric in metrics}
+            return tuple(Measurement(metric, tap, READOUT, scores[metric]) for metric in metrics), ()
+        pairs = [(metric, *bench.score_crossed(metric, "test", frames)) for metric in metrics]
+        measured = tuple(Measurement(metric, tap, READOUT, scores) for metric, scores, _ in pairs)
+        return measured, tuple(Measurement(metric, tap, READOUT, scores) for metric, _, scores in pairs)
 
 
 def decoded(bench: Bench, latents: Iterable[Grid]) -> Tensor:

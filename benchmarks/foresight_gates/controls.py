@@ -12,7 +12,7 @@ from foresight_bench.contracts import EncoderSetup
 from foresight_bench.errors import ContractError
 from foresight_bench.grids import Grid
 from foresight_gates.scenes import CLASS_NAMES
-from foresight_gates.targets import cell_targets
+from foresight_gates.targets import cell_pixels, cell_targets
 
 
 class _Control:
@@ -60,8 +60,7 @@ class Pixels(_Control):
         """Return [N, T, H', W', 3 * patch^2] in [0, 1]."""
         n, t, h, w = self.cells(clips)
         images = torch.from_numpy(clips.frames).to(self.device).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-        columns = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
-        return Grid(columns.reshape(n, t, h, w, -1))
+        return Grid(cell_pixels(images[..., : h * self.patch, : w * self.patch], h, w).unflatten(0, (n, t)))
 
 
 class Blank(_Control):

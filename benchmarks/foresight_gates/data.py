@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from foresight_bench.clips import ClipBatch
 from foresight_bench.contracts import Split
 from foresight_gates.scenes import CLASS_NAMES, SceneParameters, assert_disjoint, digest, render_block
+from foresight_gates.scenes.aside import Aside, shared
+from foresight_gates.scenes.render import Canvas
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,32 @@ class SceneData:
     def __init__(self, recipe: str | Recipe) -> None:
         self.recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
         self._splits: dict[str, Split] = {}
+        self._ahead: tuple[Aside, dict[str, list[Canvas]]] | None = None
+
+    def render_ahead(self, processes: int) -> None:
+        """Begin to render all splits, in ``processes`` beside this one; to be called before it has threads.
+
+        On Linux. Elsewhere, and where there can be no more processes, they are rendered when they are asked for.
+        """
+        if sys.platform != "linux":
+            return
+        canvases = {
+            name: [
+                Canvas.blank(replace(self.recipe.scene, frames=frames), name, start, clips, shared)
+                for start, clips, frames in self._blocks(name)
+            ]
+            for name in self.names
+            if name not in self._splits
+        }
+        with suppress(OSError):
+            self._ahead = Aside([canvas for blocks in canvases.values() for canvas in blocks], processes), canvases
 
     def split(self, name: str) -> Split:
         """Return a split, rendered once per process."""
+        if self._ahead is not None:
+            (aside, canvases), self._ahead = self._ahead, None
+            aside.wait()
+            self._splits |= {each: Split(tuple(c.batch() for c in blocks)) for each, blocks in canvases.items()}
         if name not in self._splits:
             self._splits[name] = Split(
                 tuple(

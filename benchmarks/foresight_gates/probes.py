@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms
 from foresight_bench.contracts import FrameBoxes
 from foresight_bench.grids import Grid
 from foresight_bench.ridge import Moments, Ridge, fit
-from foresight_gates.targets import CellTargets, cell_centres
+from foresight_gates.targets import CellTargets, cell_centres, cell_pixels, from_pixels
 
 ROWS = 32
 """Clips whose tokens are standardised and multiplied at a time; bounds the memory of a pass."""
@@ -42,18 +42,25 @@ class Standard:
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> Standard:
         """Measure ``grids``; a channel without variance gets a standard deviation of 1."""
-        rows = torch.cat([grid.values.flatten(0, 3) for grid in grids])
+        distinct = [_distinct(grid.values) for grid in grids]
+        rows = torch.cat([values.flatten(0, 3) for values in distinct])
         mean = rows.mean(0, dtype=torch.float64).to(rows)
-        std = rows.std(0)
+        std = rows.std(0, correction=distinct[0].numel() / grids[0].values.numel())
         return cls(mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, 1.0))
 
     def rows(self, grid: Grid) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (frames, tokens [., C]) of ``ROWS`` clips at a time, standardised."""
+        """Yield (frames, tokens [., C]) of ``ROWS`` clips at a time, standardised; one a frame if all are one."""
         n, t, _, _, _ = grid.shape
+        values = _distinct(grid.values)
         for start in range(0, n, ROWS):
             stop = min(start + ROWS, n)
-            part = (grid.values[start:stop] - self.mean) / self.std
+            part = (values[start:stop] - self.mean) / self.std
             yield slice(start * t, stop * t), part.flatten(0, 3)
+
+
+def _distinct(values: Tensor) -> Tensor:
+    """Return ``values`` [N, T', H', W', C], or [N, T', 1, 1, C] where all cells of a frame are one in memory."""
+    return values[:, :, :1, :1] if values.stride(2) == values.stride(3) == 0 else values
 
 
 Block = tuple[Grid, CellTargets, Tensor]
@@ -70,7 +77,9 @@ def fit_map(standard: Standard, train: Sequence[Block], val: Sequence[Block], wa
         for grid, targets, frames in blocks:
             for part, rows in standard.rows(grid):
                 answers, mask = wanted(targets, frames, part)
-                if mask is None:
+                if len(rows) < answers[..., 0].numel():
+                    total.accumulate_shared(rows, answers.flatten(1, 2), None if mask is None else mask.flatten(1))
+                elif mask is None:
                     total.accumulate(rows, answers.flatten(0, 2))
                 else:
                     total.accumulate(rows[mask.flatten()], answers[mask])
@@ -81,9 +90,11 @@ def fit_map(standard: Standard, train: Sequence[Block], val: Sequence[Block], wa
 
 def apply_map(standard: Standard, head: Ridge, grid: Grid) -> Tensor:
     """Return the map's output [F, H', W', E]."""
-    _, _, h, w, _ = grid.shape
+    n, t, h, w, _ = grid.shape
     rows = torch.cat([head.predict(part) for _, part in standard.rows(grid)])
-    return rows.reshape(-1, h, w, rows.shape[1])
+    if len(rows) == n * t:
+        return rows[:, None, None].expand(-1, h, w, -1)
+    return rows.reshape(n * t, h, w, -1)
 
 
 @dataclass(frozen=True)
@@ -178,9 +189,7 @@ class Heads:
         """Read frames of ``height`` x ``width`` pixels out of ``grid``."""
         outside = apply_map(self.standard, self.everywhere, grid)
         presence, cells = outside[..., :2], outside[..., 2:]
-        f, h, w, _ = cells.shape
-        columns = cells.reshape(f, h * w, -1).transpose(1, 2)
-        images = F.fold(columns, (h * self.side, w * self.side), self.side, stride=self.side)
+        images = from_pixels(cells, self.side)
         proposals = self._proposals(grid, presence[..., 0].clamp(0, 1), height, width)
         return Reading(proposals, presence[..., 1], _resized(images, height, width).clamp(0, 1))
 
@@ -234,8 +243,7 @@ def extent_boxes(cover: Tensor, threshold: float, height: int, width: int) -> li
 def _cells(frames: Tensor, targets: CellTargets, side: int) -> Tensor:
     """Cut frames [F, 3, H, W] into the pixels of each cell: [F, H', W', 3 * side^2]."""
     _, h, w = targets.owner.shape
-    columns = F.unfold(_resized(frames, h * side, w * side), side, stride=side)
-    return columns.transpose(1, 2).reshape(len(frames), h, w, -1)
+    return cell_pixels(_resized(frames, h * side, w * side), h, w)
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:

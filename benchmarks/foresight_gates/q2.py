@@ -1,29 +1,29 @@
 """Q2, information preservation: where in the encoder is spatial information lost?
 
 At each tap the same two heads read the unpooled tokens: a dense detection probe and a patch decoder. The tap that
-gates is chosen on `val`: the one whose worst metric stands best. There, and in `gate1` at every tap, `pooled` (the mean
-over a frame's tokens, broadcast) is reported beside `tokens`, and so is a common 16x16 grid where the native one is
-another.
+gates is chosen on `val`: the one whose worst metric stands best. At every tap `pooled` (the mean over a frame's tokens,
+broadcast) is reported beside `tokens`, and so is a common 16x16 grid where the native one is another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from foresight_bench.bench import Bench
 from foresight_bench.clips import ClipBatch
-from foresight_bench.contracts import FrameBoxes, Measurement, Outcome
+from foresight_bench.contracts import Data, FrameBoxes, Measurement, Outcome
 from foresight_bench.grids import Grid, slots
 from foresight_bench.scores import Scores
 from foresight_bench.specs import ExperimentSpec
-from foresight_bench.transforms import next_clip, pooled_grid
+from foresight_bench.transforms import pooled_grid
 from foresight_gates.probes import Block, Heads, Reading, extent_boxes, joined
 from foresight_gates.q2_picture import picture
-from foresight_gates.targets import cell_targets
+from foresight_gates.targets import CellTargets, cell_targets
 
 READOUT = "tokens"
 COMMON = 16
@@ -56,44 +56,39 @@ class InformationPreservation:
     def __init__(self, spec: ExperimentSpec) -> None:
         self.thresholds = {c.metric: c.threshold for c in spec.criteria if c.threshold is not None}
         self.reported = tuple(c.metric for c in spec.criteria if c.threshold is None)
-        self.every_tap = bool(spec.params.get("every_tap"))
 
     def run(self, bench: Bench, progress: Callable[[str], None]) -> Outcome:
-        """Return the gating metrics at every tap; all metrics and the shuffled floor at the chosen one.
-
-        The other readouts stand at the chosen tap, or at every one if the suite says ``every_tap``: that fits and
-        scores as many heads again, for which a suite made for a CPU has no time.
-        """
+        """Return the gating metrics at every tap and readout; all metrics and the shuffled floor at the chosen tap."""
         candidates = bench.features.candidates
         gating = tuple(self.thresholds)
-        measured: list[Measurement] = []
         margins: dict[str, float] = {}
         fitted: dict[str, _Fitted] = {}
         for tap in bench.features.taps:
-            progress(tap)
+            progress(f"{tap}, fitting")
             fitted[tap] = self._fit(bench, tap, same)
-            measured += self._measure(bench, fitted[tap], "test", tap, READOUT, same, gating)
             if tap in candidates and len(candidates) > 1:
-                on_val = self._measure(bench, fitted[tap], "val", tap, READOUT, same, gating)
+                on_val, _ = self._measure(bench, fitted[tap], "val", tap, READOUT, gating)
                 margins[tap] = self._worst_margin(bench, on_val)
-        tap = max(margins, key=lambda name: margins[name]) if margins else candidates[0]
+        chosen = max(margins, key=lambda name: margins[name]) if margins else candidates[0]
 
+        measured: list[Measurement] = []
         shuffled: list[Measurement] = []
-        if bench.features.control != "floor":
-            progress(f"{tap} shuffled")
-            shuffled = self._measure(bench, fitted[tap], "test", tap, READOUT, next_clip, gating)
-        if not bench.features.control:
-            progress(f"{tap}, all metrics")
-            full = self._measure(bench, fitted[tap], "test", tap, READOUT, same, self.reported)
-            measured += [found for found in full if found.metric in self.reported]
-            for name in bench.features.taps if self.every_tap else (tap,):
-                for readout, view in other_readouts(bench.tokens(name, "train")[0]).items():
-                    progress(f"{name} {readout}")
-                    measured += self._measure(bench, self._fit(bench, name, view), "test", name, readout, same, gating)
+        control = bench.features.control
+        for tap, heads in fitted.items():
+            progress(tap)
+            metrics = gating + self.reported if tap == chosen and not control else gating
+            floor = gating if tap == chosen and control != "floor" else ()
+            found, crossed = self._measure(bench, heads, "test", tap, READOUT, metrics, floor)
+            measured += found
+            shuffled += crossed
+            for readout, view in {} if control else other_readouts(bench.tokens(tap, "train")[0]).items():
+                progress(f"{tap} {readout}")
+                found, _ = self._measure(bench, self._fit(bench, tap, view), "test", tap, readout, gating)
+                measured += found
         details: dict[str, float | str] = {f"val_margin.{name}": value for name, value in margins.items()}
-        parameters = sum(heads.parameters for heads in fitted[tap].heads)
-        drawn = self._picture(bench, fitted[tap], tap, measured)
-        return Outcome(tap, READOUT, tuple(measured), tuple(shuffled), parameters, details, drawn)
+        parameters = sum(heads.parameters for heads in fitted[chosen].heads)
+        drawn = self._picture(bench, fitted[chosen], chosen, measured)
+        return Outcome(chosen, READOUT, tuple(measured), tuple(shuffled), parameters, details, drawn)
 
     def _fit(self, bench: Bench, tap: str, view: View) -> _Fitted:
         train, val = (_blocks(bench, tap, split, view) for split in ("train", "val"))
@@ -123,29 +118,39 @@ class InformationPreservation:
         split: str,
         tap: str,
         readout: str,
-        disturb: View,
         metrics: Sequence[str],
-    ) -> list[Measurement]:
-        """Measure ``metrics`` on a split, with the tokens ``disturb``ed."""
+        shuffled: Sequence[str] = (),
+    ) -> tuple[list[Measurement], list[Measurement]]:
+        """Measure ``metrics`` on a split, and those ``shuffled`` also on what is read of another clip's tokens.
+
+        A frame is read from its own tokens alone, so what is read of shuffled ones is what is read, shuffled.
+        """
         height, width = bench.shared.split(split).blocks[0].shape[2:]
-        grids = [disturb(fitted.view(grid)) for grid in bench.tokens(tap, split)]
+        grids = [fitted.view(grid) for grid in bench.tokens(tap, split)]
         readings = _read(bench.shared.split(split).blocks, fitted.heads, grids)
         frames = torch.cat([reading.frames for reading in readings])
         proposals = [p for reading in readings for p in reading.proposals]
         extents = [b for r in readings for b in extent_boxes(r.cover, fitted.cover, height, width)]
         confident = [p.confident(fitted.confidence) for p in proposals]
         ranked = [p.ranked() for p in proposals]
-        found = {}
+        order = bench.shared.next_clips(split).tolist() if shuffled else []
+
+        def of_boxes(metric: str, found: Sequence[FrameBoxes]) -> tuple[Scores, ...]:
+            rows = [found, [found[frame] for frame in order]] if metric in shuffled else [found]
+            return tuple(bench.score_boxes(metric, split, row) for row in rows)
+
+        scores: dict[tuple[str, str], tuple[Scores, ...]] = {}
         for metric in metrics:
             if bench.shared.registry.metrics[metric].spec.kind == "boxes":
-                found[metric] = bench.score_boxes(metric, split, confident if metric == "box_iou" else ranked)
+                scores[metric, readout] = of_boxes(metric, confident if metric == "box_iou" else ranked)
+            elif metric in shuffled:
+                scores[metric, readout] = bench.score_crossed(metric, split, frames)
             else:
-                found[metric] = bench.score_frames(metric, split, frames)
-        by_extent = bench.score_boxes("box_iou", split, extents)
-        return [
-            *(Measurement(metric, tap, readout, scores) for metric, scores in found.items()),
-            Measurement("box_iou", tap, f"{readout}-extent", by_extent),
-        ]
+                scores[metric, readout] = (bench.score_frames(metric, split, frames),)
+        scores["box_iou", f"{readout}-extent"] = of_boxes("box_iou", extents)
+        measured = [Measurement(metric, tap, name, found[0]) for (metric, name), found in scores.items()]
+        floor = [Measurement(metric, tap, name, found[1]) for (metric, name), found in scores.items() if found[1:]]
+        return measured, floor
 
     def _picture(self, bench: Bench, fitted: _Fitted, tap: str, measured: Sequence[Measurement]) -> bytes:
         """Return boxes and maps of some clips of `test`; empty for a control, of which they are known."""
@@ -181,11 +186,13 @@ def other_readouts(grid: Grid) -> dict[str, View]:
 def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[list[Block]]:
     """Return, slot by slot, (grid, targets on that grid, frames [F, 3, H, W]) of each block of a split."""
     result: list[list[Block]] = []
-    for block, tokens in zip(bench.shared.split(split).blocks, bench.tokens(tap, split), strict=True):
-        assert block.truth is not None
+    for index, (block, tokens) in enumerate(
+        zip(bench.shared.split(split).blocks, bench.tokens(tap, split), strict=True)
+    ):
         grid = view(tokens)
         n, t, _, _ = block.shape
-        targets = cell_targets(block.truth, grid.shape[2], grid.shape[3], bench.device)
+        size = grid.shape[2:4]
+        targets = _targets(bench.data, split, index, size, bench.device)  # type: ignore[arg-type]  # hashed by identity
         images = bench.shared.images(block.frames)
         for slot, (cells, frames) in enumerate(slots(grid.shape[1], t)):
             part = grid, targets, images
@@ -196,6 +203,14 @@ def _blocks(bench: Bench, tap: str, split: str, view: View) -> list[list[Block]]
                 result.append([])
             result[slot].append(part)
     return result
+
+
+@lru_cache(maxsize=4)
+def _targets(data: Data, split: str, index: int, size: tuple[int, int], device: torch.device) -> CellTargets:
+    """Return the targets of a block: the same at every tap with that many cells. `train` and `val`, on two grids."""
+    truth = data.split(split).blocks[index].truth
+    assert truth is not None
+    return cell_targets(truth, *size, device)
 
 
 def _read(blocks: Sequence[ClipBatch], heads: Sequence[Heads], grids: Sequence[Grid]) -> list[Reading]:

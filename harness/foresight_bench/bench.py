@@ -18,6 +18,7 @@ from torch import Tensor
 from foresight_bench.adapting import Adapted, Adapting, Wanted
 from foresight_bench.contracts import (
     BoxMetric,
+    CrossedMetric,
     Data,
     Decoder,
     FrameBoxes,
@@ -33,6 +34,7 @@ from foresight_bench.features import FeatureSet
 from foresight_bench.grids import Grid, finite
 from foresight_bench.registry import Registry, target
 from foresight_bench.scores import Scores, mean_scores
+from foresight_bench.transforms import next_row
 
 CODED = 32
 """Clips that a decoder encodes or decodes at a time: 808 clips of `gate1` at once took 100 GB on a GPU."""
@@ -128,6 +130,21 @@ class Workbench:
             start += n
         return np.concatenate(index).astype(np.int64)
 
+    def next_clips(self, split: str) -> Tensor:
+        """Return [F], for each frame of the split which one stands there when clips are shuffled as features are.
+
+        Raises:
+            ContractError: a block has a single clip.
+        """
+        parts, start = [], 0
+        for block in self.split(split).blocks:
+            n, t, _, _ = block.shape
+            parts.append(
+                next_row(torch.arange(start, start + n * t, device=self.device).unflatten(0, (n, t))).flatten()
+            )
+            start += n * t
+        return torch.cat(parts)
+
     def boxes(self, split: str) -> list[FrameBoxes]:
         """Return the true boxes of every frame of a split."""
         result = []
@@ -206,10 +223,27 @@ class Bench:
         Raises:
             NonFinite: the reconstruction holds NaN or infinity.
         """
-        if not finite(reconstruction):
-            raise NonFinite(f"The reconstruction scored by {metric} holds NaN or infinite values.")
+        _require_finite(metric, reconstruction)
         scorer: FrameMetric = self.shared.metric(metric)
-        per_frame = scorer.score(reconstruction, self.shared.prepared(metric, split))
+        return self._by_clip(split, scorer.score(reconstruction, self.shared.prepared(metric, split)))
+
+    def score_crossed(self, metric: str, split: str, reconstruction: Tensor) -> tuple[Scores, Scores]:
+        """Score reconstructed frames as :meth:`score_frames` does, and also as those of the next clip.
+
+        Raises:
+            ContractError: a block has a single clip.
+            NonFinite: the reconstruction holds NaN or infinity.
+        """
+        _require_finite(metric, reconstruction)
+        scorer: FrameMetric = self.shared.metric(metric)
+        prepared, order = self.shared.prepared(metric, split), self.shared.next_clips(split)
+        if isinstance(scorer, CrossedMetric):
+            straight, crossed = scorer.crossed(reconstruction, prepared, order)
+        else:
+            straight, crossed = (scorer.score(frames, prepared) for frames in (reconstruction, reconstruction[order]))
+        return self._by_clip(split, straight), self._by_clip(split, crossed)
+
+    def _by_clip(self, split: str, per_frame: Tensor) -> Scores:
         clip = self.shared.clip_index(split)
         values = per_frame.cpu().double().numpy()
         return mean_scores(np.bincount(clip, values) / np.bincount(clip))
@@ -223,3 +257,8 @@ class Bench:
         """Score a pair of spaces."""
         scorer: SpaceMetric = self.shared.metric(metric)
         return scorer.score(spaces)
+
+
+def _require_finite(metric: str, reconstruction: Tensor) -> None:
+    if not finite(reconstruction):
+        raise NonFinite(f"The reconstruction scored by {metric} holds NaN or infinite values.")

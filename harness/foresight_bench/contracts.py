@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,6 +169,18 @@ class FrameMetric(Protocol):
         ...
 
 
+@runtime_checkable
+class CrossedMetric(FrameMetric, Protocol):
+    """A metric of frames that finds something costly in each of them, and can score it beside two frames of the truth.
+
+    What a system scores on the clips of others is its floor, so each reconstruction is scored twice.
+    """
+
+    def crossed(self, reconstruction: Tensor, prepared: Any, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what ``score`` does of ``reconstruction`` and of ``reconstruction[order]``, a permutation [F]."""
+        ...
+
+
 @dataclass(frozen=True)
 class FrameBoxes:
     """The boxes of one frame."""
@@ -255,6 +267,15 @@ class Data(Protocol):
 
     def check_disjoint(self) -> None:
         """Raise :class:`foresight_bench.errors.DataError` if two splits share a frame."""
+        ...
+
+
+@runtime_checkable
+class AheadData(Data, Protocol):
+    """Data that other processes can render while this one imports torch."""
+
+    def render_ahead(self, processes: int) -> None:
+        """Begin to render all splits in ``processes`` beside this one, which has no threads yet."""
         ...
 
 

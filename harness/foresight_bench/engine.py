@@ -127,9 +127,9 @@ class Engine:
         """
         torch.set_num_threads(self.job.threads)
         self._check_data()
-        gc.freeze()  # what was imported stays: to look through it after each row took .25 s
         try:
             for row in self.rows:
+                gc.freeze()  # what was imported stays: to look through it after each row took .25 s
                 self._run_row(row)
                 gc.collect()
         finally:

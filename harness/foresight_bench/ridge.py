@@ -49,8 +49,41 @@ class Moments:
             raise ContractError(f"Rows do not pair: x {tuple(x.shape)}, y {tuple(y.shape)}.")
         if len(x) == 0:
             return
-        wide = x.is_cuda or torch.float64 in (x.dtype, y.dtype)
-        work = torch.float64 if wide else torch.float32
+        work = self._begin(x, y)
+        for start in range(0, len(x), _CHUNK):
+            a = x[start : start + _CHUNK].to(work) - self._pivot_x.to(work)
+            b = y[start : start + _CHUNK].to(work) - self._pivot_y.to(work)
+            self._add(a, a, b, b)
+        self.n += len(x)
+
+    def accumulate_shared(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> None:
+        """Add rows ``x`` [B, D], each beside K rows of ``y`` [B, K, E]; of these only the ``counted`` [B, K], if given.
+
+        The moments of each row of x repeated beside those of y, for a Kth of the products.
+
+        Raises:
+            ContractError: shapes do not fit.
+        """
+        if x.ndim != 2 or y.ndim != 3 or len(x) != len(y) or (counted is not None and counted.shape != y.shape[:2]):
+            raise ContractError(f"Rows do not pair: x {tuple(x.shape)}, y {tuple(y.shape)}.")
+        rows = y.flatten(0, 1) if counted is None else y[counted]
+        if len(rows) == 0:
+            return
+        work = self._begin(x, rows)
+        step = max(1, _CHUNK // y.shape[1])
+        for start in range(0, len(x), step):
+            a = x[start : start + step].to(work) - self._pivot_x.to(work)
+            b = y[start : start + step].to(work) - self._pivot_y.to(work)
+            if counted is None:
+                repeated = a * y.shape[1]
+            else:
+                mask = counted[start : start + step].to(work)
+                b, repeated = b * mask.unsqueeze(2), a * mask.sum(1, keepdim=True)
+            self._add(a, repeated, b.sum(1), b.flatten(0, 1))
+        self.n += len(rows)
+
+    def _begin(self, x: Tensor, y: Tensor) -> torch.dtype:
+        """Return the type to multiply in; with the first rows, set all up."""
         if self.n == 0:
             self._pivot_x, self._pivot_y = _pivot(x[:_CHUNK]), _pivot(y[:_CHUNK])
             width, targets = x.shape[1], y.shape[1]
@@ -61,15 +94,15 @@ class Moments:
             self._yy = x.new_zeros(targets, dtype=torch.float64)
         if x.shape[1] != len(self._pivot_x) or y.shape[1] != len(self._pivot_y):
             raise ContractError(f"Columns changed to x {x.shape[1]}, y {y.shape[1]} between chunks.")
-        for start in range(0, len(x), _CHUNK):
-            a = x[start : start + _CHUNK].to(work) - self._pivot_x.to(work)
-            b = y[start : start + _CHUNK].to(work) - self._pivot_y.to(work)
-            self._xx += a.T @ a
-            self._xy += a.T @ b
-            self._yy += (b * b).sum(0, dtype=torch.float64)
-            self._sum_x += a.sum(0, dtype=torch.float64)
-            self._sum_y += b.sum(0, dtype=torch.float64)
-        self.n += len(x)
+        return torch.float64 if x.is_cuda or torch.float64 in (x.dtype, y.dtype) else torch.float32
+
+    def _add(self, a: Tensor, repeated: Tensor, summed: Tensor, b: Tensor) -> None:
+        """Add rows about the pivot: of x, once each and as often as they count; of y, summed for each of x, and all."""
+        self._xx += repeated.T @ a
+        self._xy += a.T @ summed
+        self._yy += (b * b).sum(0, dtype=torch.float64)
+        self._sum_x += repeated.sum(0, dtype=torch.float64)
+        self._sum_y += b.sum(0, dtype=torch.float64)
 
     @property
     def mean_x(self) -> Tensor:

@@ -48,9 +48,18 @@ def shuffled(features: FeatureSet, scored: Sequence[str]) -> FeatureSet:
 
 def next_clip(grid: Grid) -> Grid:
     """Return ``grid`` with the clips rolled by one, which leaves none in its place."""
-    if len(grid.values) < 2:
+    return replace(grid, values=next_row(grid.values))
+
+
+def next_row(values: Tensor) -> Tensor:
+    """Return ``values`` [N, ...] of a block's clips, each at the place of the next.
+
+    Raises:
+        ContractError: there is only one.
+    """
+    if len(values) < 2:
         raise ContractError("A block needs two clips or more to be shuffled.")
-    return replace(grid, values=grid.values.roll(1, 0))
+    return values.roll(1, 0)
 
 
 def hybrid(streams: Sequence[FeatureSet], names: Sequence[str]) -> FeatureSet:

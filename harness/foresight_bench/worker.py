@@ -6,6 +6,7 @@ that started it does.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
 
-from foresight_bench.contracts import Data, ResolvedWeights
+from foresight_bench.contracts import AheadData, Data, ResolvedWeights
 from foresight_bench.errors import CELL_FAILED, OK, EnvironmentFault, ForesightError, WeightsError
 from foresight_bench.identities import library_versions
 from foresight_bench.jobs import Event, Job
@@ -34,16 +35,20 @@ def main() -> int:
     def fault(error: ForesightError, *, fatal: bool) -> None:
         emit(Event(error=error.message, hint=error.hint, exit_code=error.exit_code, fatal=fatal))
 
+    gc.disable()  # what is imported stays: to look for rubbish among it took .3 s
     try:
-        _check_code(job)
         emit(Event("importing torch, rendering"))
         registry = Registry.installed()
         data = suite_data(registry.suites[job.suite].spec, job.limit)
+        if isinstance(data, AheadData):
+            data.render_ahead(max(1, job.threads - 1))
         rendering = Thread(target=_render, args=(data,), daemon=True)
-        rendering.start()  # beside the import, which takes about as long and mostly waits for the disk
+        rendering.start()  # beside the import, which takes about as long
+        _check_code(job)
         from foresight_bench.engine import Engine
 
         rendering.join()
+        gc.enable()
         for error in Engine(registry, job, _weights(registry, job), data, emit).run():
             fault(error, fatal=False)
     except ForesightError as error:

@@ -23,11 +23,13 @@ from foresight_bench.registry import Registry, target
 from foresight_bench.scores import Scores
 from foresight_bench.specs import Criterion, ExperimentSpec
 from foresight_bench.tables import number
+from foresight_bench.transforms import pooled_grid, shuffled
 from foresight_gates.data import Recipe, SceneData
+from foresight_gates.probes import Heads, Reading
 from foresight_gates.q1 import _Pair, cleaned, nuisances
-from foresight_gates.q2 import InformationPreservation, same
+from foresight_gates.q2 import InformationPreservation, _blocks, same
 from foresight_gates.scenes import SceneParameters
-from foresight_gates.targets import cell_targets
+from foresight_gates.targets import cell_pixels, cell_targets, from_pixels
 from foresight_plugins.metrics.dimension import mle
 from foresight_plugins.metrics.pairwise import squared_distances
 
@@ -75,8 +77,8 @@ def run(name: str, row: FeatureSet, moving: bool = False) -> Outcome:
     return outcome
 
 
-def values(outcome: Outcome, *, shuffled: bool = False) -> dict[str, float]:
-    rows = outcome.shuffled if shuffled else outcome.measurements
+def values(outcome: Outcome, *, of_others: bool = False) -> dict[str, float]:
+    rows = outcome.shuffled if of_others else outcome.measurements
     return {m.metric: m.scores.value for m in rows if (m.tap, m.readout) == (outcome.tap, outcome.readout)}
 
 
@@ -103,7 +105,7 @@ def test_oracle_tokens_through_the_dense_probe() -> None:
 def test_pixels_decode_themselves() -> None:
     outcome = run("Q2", features("pixels"))
     assert values(outcome)["edge_f1"] >= 0.99
-    assert_all_fail("Q2", values(outcome, shuffled=True))
+    assert_all_fail("Q2", values(outcome, of_others=True))
 
 
 @pytest.mark.parametrize("name", ["Q2", "C1"])
@@ -155,7 +157,7 @@ def test_the_ceiling_passes_and_shuffled_fails_every_threshold(name: str) -> Non
     outcome = run(name, features("oracle"))
     for metric, (threshold, sign) in thresholds(name).items():
         assert sign * (values(outcome)[metric] - threshold) > 0, metric
-    assert_all_fail(name, values(outcome, shuffled=True))
+    assert_all_fail(name, values(outcome, of_others=True))
 
 
 @cache
@@ -211,19 +213,19 @@ def test_scrambled_tokens_ruin_detection(change: Scramble) -> None:
     assert found["box_iou"] < 0.5
 
 
-@pytest.mark.parametrize(("suite", "taps"), [("quick", {"deep"}), ("gate1", {"shallow", "deep"})])
-def test_the_other_readouts_stand_at_every_tap_where_the_suite_says_so(
-    suite: str, taps: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure(self: object, bench: Bench, fitted: Any, split: str, tap: str, readout: str, *_: object) -> object:
+@pytest.mark.parametrize("suite", ["quick", "gate1"])
+def test_every_readout_stands_at_every_tap(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(
+        self: object, bench: Bench, fitted: Any, split: str, tap: str, readout: str, metrics: Any, shuffled: Any = ()
+    ) -> object:
         assert (fitted.tap, fitted.pooled) == (tap, readout == "pooled"), "each from its own heads"
-        return [Measurement(metric, tap, readout, Scores(0.5, np.full(2, 0.5), 2)) for metric in spec_metrics]
+        scores = Scores(0.5, np.full(2, 0.5), 2)
+        return tuple([Measurement(metric, tap, readout, scores) for metric in row] for row in (metrics, shuffled))
 
     def fit(self: object, bench: Bench, tap: str, view: Callable[[Grid], Grid]) -> object:
         return SimpleNamespace(tap=tap, pooled=view is not same, heads=())
 
     spec = next(each for each in shared().registry.suites[suite].spec.experiments if each.name == "Q2")
-    spec_metrics = [criterion.metric for criterion in spec.criteria]
     for name, stub in (("_measure", measure), ("_fit", fit), ("_picture", lambda *_: b"")):
         monkeypatch.setattr(InformationPreservation, name, stub)
     whole = features("pixels")
@@ -231,8 +233,61 @@ def test_the_other_readouts_stand_at_every_tap_where_the_suite_says_so(
     row = replace(whole, taps=("shallow", "deep"), stem=("shallow",), control="", tokens=tokens)
     outcome = InformationPreservation(spec).run(Bench(shared(), row, 0), lambda text: None)
     assert outcome.tap == "deep"
-    assert {m.tap for m in outcome.measurements if m.readout == "pooled"} == taps
-    assert {m.tap for m in outcome.measurements if m.readout == "tokens"} == {"shallow", "deep"}
+    for readout in ("tokens", "pooled"):
+        rows = [m for m in outcome.measurements if m.readout == readout and m.metric in gating(spec)]
+        measured = [(row.metric, row.tap) for row in rows]
+        assert sorted(measured) == sorted((metric, tap) for metric in gating(spec) for tap in ("shallow", "deep"))
+    further = {(m.metric, m.tap, m.readout) for m in outcome.measurements if m.metric not in gating(spec)}
+    assert further == {(metric, "deep", "tokens") for metric in ("map", "ssim", "psnr")}
+    assert {(m.metric, m.tap) for m in outcome.shuffled} == {(metric, "deep") for metric in gating(spec)}
+
+
+def gating(spec: ExperimentSpec) -> set[str]:
+    return {criterion.metric for criterion in spec.criteria if criterion.threshold is not None}
+
+
+@pytest.mark.parametrize("name", ["C1", "Q2"])
+@pytest.mark.parametrize("moving", [False, True])
+def test_shuffled_is_what_shuffled_features_score(name: str, moving: bool) -> None:
+    row = features("pixels", moving)
+    apart = values(run(name, shuffled(row, shared(moving).data.scored), moving))
+    found = values(run(name, row, moving), of_others=True)
+    assert found.keys() == thresholds(name).keys()
+    assert found == pytest.approx({metric: apart[metric] for metric in found}, rel=1e-5)
+
+
+def test_tokens_that_a_frame_shares_are_read_as_if_each_cell_had_its_own() -> None:
+    def heads(view: Callable[[Grid], Grid]) -> tuple[Heads, Reading]:
+        train, val = (_blocks(bench, "patches", split, view) for split in ("train", "val"))
+        fitted = Heads.fitted(train[0], val[0], len(bench.data.class_names))
+        return fitted, fitted.read(view(bench.tokens("patches", "test")[0]), 224, 224)
+
+    def colours(grid: Grid) -> Grid:
+        """Six channels of which the mean over a frame is well conditioned, as that of raw pixels is not."""
+        mean = grid.values.unflatten(-1, (3, -1)).mean(-1)
+        return Grid(torch.cat([mean, mean.square()], -1))
+
+    whole = features("pixels")
+    tokens = {key: tuple(map(colours, grids)) for key, grids in whole.tokens.items()}
+    bench = Bench(shared(), replace(whole, tokens=tokens), 0)
+    one, reading = heads(pooled_grid)
+    other, apart = heads(lambda grid: Grid(pooled_grid(grid).values.contiguous()))
+    assert torch.allclose(one.standard.std, other.standard.std, rtol=1e-5)
+    assert torch.equal(one.inside.penalty, other.inside.penalty)
+    assert torch.equal(one.everywhere.penalty, other.everywhere.penalty)
+    assert torch.allclose(reading.frames, apart.frames, atol=1e-4)
+    assert torch.allclose(reading.cover, apart.cover, atol=1e-4)
+    for found, expected in zip(reading.proposals, apart.proposals, strict=True):
+        assert np.allclose(found.boxes, expected.boxes, atol=1e-2)
+    assert reading.frames.std(0).max() > 0.01, "frames differ, or nothing was compared"
+
+
+def test_pixels_of_cells_are_those_of_windows_that_do_not_overlap() -> None:
+    images = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    cells = cell_pixels(images, 3, 5)
+    windows = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2).reshape(2, 3, 5, -1)
+    assert torch.equal(cells, windows)
+    assert torch.equal(from_pixels(cells, 4), images)
 
 
 def test_targets_own_every_visible_object_and_name_its_box() -> None:

@@ -18,6 +18,7 @@ import foresight_gates.scenes as scenes_package
 from foresight_bench.clips import ClipBatch, Truth
 from foresight_bench.contracts import Split
 from foresight_bench.errors import DataError
+from foresight_gates.data import Recipe, SceneData
 from foresight_gates.scenes import (
     CLASS_NAMES,
     Clip,
@@ -90,6 +91,33 @@ def test_another_process_renders_the_same_bytes() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest([render_block(SMALL, "val", 3, 2)])
+
+
+AHEAD = """
+import os
+from foresight_gates.data import Recipe, SceneData
+from foresight_gates.scenes import SceneParameters, render
+parent, draw, failing = os.getpid(), render._draw, {failing}
+def drawn(params, split, index, clip):
+    here = os.getpid() == parent
+    if failing and not here and index == 2:
+        os._exit(3)
+    assert failing or not here, "drawn where it was asked for"
+    draw(params, split, index, clip)
+render._draw = drawn
+data = SceneData(Recipe(SceneParameters(side=64), {{name: ((4, 1), (2, 3)) for name in SceneData.names}}))
+data.render_ahead(2)
+print(*(data.digest(name) for name in data.names if data.split(name)))
+"""
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere clips are rendered when they are asked for")
+def test_clips_rendered_ahead_are_the_same_even_if_a_process_fails(failing: bool) -> None:
+    code = AHEAD.format(failing=failing)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    data = SceneData(Recipe(SceneParameters(side=64), dict.fromkeys(SceneData.names, ((4, 1), (2, 3)))))
+    assert done.stdout.split() == [data.digest(name) for name in data.names]
 
 
 def test_seed_split_length_and_index_each_change_the_scene() -> None:

@@ -175,6 +175,14 @@ class Similarity:
         return score
 
 
+class Crossed(Similarity):
+    """The same, of frames as they stand and in another order."""
+
+    def crossed(self, reconstruction: Tensor, prepared: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        order = order.argsort() if self._fault == "inverse" else order
+        return self.score(reconstruction, prepared), self.score(reconstruction[order], prepared)
+
+
 class Distance:
     """Mean distance of boxes in the order in which they stand, over 100 pixels."""
 
@@ -199,7 +207,7 @@ def decoder(fault: str = "") -> PartSubject:
 
 
 def metric(name: str = "Similarity", fault: str = "", **changes: Any) -> PartSubject:
-    kind, direction = ("frames", "higher") if name == "Similarity" else ("boxes", "lower")
+    kind, direction = ("boxes", "lower") if name == "Distance" else ("frames", "higher")
     stated: dict[str, Any] = {"kind": kind, "direction": direction, "version": "1", "range": (0, 1), **changes}
     return subject(MetricSpec("toy", f"{__name__}:{name}", "", params={"fault": fault}, **stated))
 
@@ -226,12 +234,13 @@ SOUND = [
     (ADAPTER_CHECKS, adapter("Module"), set()),
     (ADAPTER_CHECKS, adapter("Solved"), {"stack-alone"}),
     (DECODER_CHECKS, decoder(), {"licence"}),
-    (METRIC_CHECKS, metric(symmetric=True), set()),
-    (METRIC_CHECKS, metric("Distance"), {"data-range", "symmetric"}),
+    (METRIC_CHECKS, metric(symmetric=True), {"crossed"}),
+    (METRIC_CHECKS, metric("Crossed", symmetric=True), set()),
+    (METRIC_CHECKS, metric("Distance"), {"data-range", "symmetric", "crossed"}),
     (
         METRIC_CHECKS,
         metric(direction="none", range=None),
-        {"identity", "monotone", "direction", "symmetric", "in-range", "interval-covers", "data-range"},
+        {"identity", "monotone", "direction", "symmetric", "crossed", "in-range", "interval-covers", "data-range"},
     ),
 ]
 
@@ -281,6 +290,7 @@ PLANTED = [
     (METRIC_CHECKS, metric(direction="lower"), {"direction"}, "correct MetricSpec.direction"),
     (METRIC_CHECKS, metric(fault="negative"), {"in-range"}, "outside [0, 1]"),
     (METRIC_CHECKS, metric(fault="relative", symmetric=True), {"symmetric"}, "both sides exchanged"),
+    (METRIC_CHECKS, metric("Crossed", "inverse"), {"crossed"}, "taken for its inverse"),
     (METRIC_CHECKS, metric(fault="batch"), {"per-clip"}, "over the whole batch"),
     (METRIC_CHECKS, metric("Distance", "narrow"), {"interval-covers"}, "where the clip is the sample"),
     (METRIC_CHECKS, metric("Distance", "wide"), {"interval-covers"}, "in 100% of the samples"),

@@ -146,3 +146,34 @@ def test_errors() -> None:
     x[4, 1] = float("nan")
     with pytest.raises(NonFinite):
         ridge.fit_path(moments(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_shared_rows_are_rows_repeated(dtype: torch.dtype, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "_CHUNK", 40)  # several chunks of 3 rows that stand for 12 each
+    x, _ = pairs(20, 7, 1)
+    rng = torch.Generator().manual_seed(1)
+    y = 5 + torch.randn(20, 12, 3, generator=rng, dtype=torch.float64)
+    counted = torch.rand(20, 12, generator=rng) < 0.4 if masked else None
+    if counted is not None:
+        counted[0] = False
+    chosen = torch.ones(20, 12, dtype=torch.bool) if counted is None else counted
+    shared = ridge.Moments()
+    for part in (slice(0, 11), slice(11, 20)):
+        shared.accumulate_shared(x[part].to(dtype), y[part].to(dtype), None if counted is None else counted[part])
+    repeated = moments(x.unsqueeze(1).expand(-1, 12, -1)[chosen], y[chosen])
+    assert shared.n == repeated.n
+    for name in ("mean_x", "mean_y", "xx", "xy", "yy"):
+        found, expected = getattr(shared, name), getattr(repeated, name)
+        assert (found - expected).abs().max() < (1e-12 if dtype == torch.float64 else 1e-6) * expected.abs().max(), name
+
+
+def test_shared_rows_must_pair() -> None:
+    with pytest.raises(ContractError, match="do not pair"):
+        ridge.Moments().accumulate_shared(torch.zeros(3, 2), torch.zeros(2, 4, 1))
+    with pytest.raises(ContractError, match="do not pair"):
+        ridge.Moments().accumulate_shared(torch.zeros(3, 2), torch.zeros(3, 4, 1), torch.ones(3, 5, dtype=torch.bool))
+    empty = ridge.Moments()
+    empty.accumulate_shared(torch.zeros(3, 2), torch.zeros(3, 4, 1), torch.zeros(3, 4, dtype=torch.bool))
+    assert empty.n == 0

@@ -122,9 +122,19 @@ def test_edge_f1_ignores_contrast_and_falls_with_blur() -> None:
     assert 1 > means[0] > means[1] > means[2]
 
 
+def test_edge_f1_crossed_equals_scoring_twice() -> None:
+    metric, given, order = EdgeF1(), tensor(degraded()), torch.tensor([2, 0, 3, 1])
+    prepared = metric.prepare(truth(tensor(photos())))
+    straight, crossed = metric.crossed(given, prepared, order)
+    assert torch.equal(straight, metric.score(given, prepared))
+    assert torch.equal(crossed, metric.score(given[order], prepared))
+    assert not torch.equal(crossed, straight)
+
+
 def test_edge_f1_of_an_all_ones_map_is_below_the_threshold() -> None:
     """The floor of a predictor that could answer with edges everywhere."""
-    floor = [boundary_f1(np.ones_like(edges), edges, dilate(edges)) for edges in edge_maps(tensor(photos()))]
+    maps = edge_maps(tensor(photos()))
+    floor = [boundary_f1(*[np.ones_like(edges)] * 2, edges, dilate(edges)) for edges in maps]
     assert all(0 < f < 0.6 for f in floor), floor
 
 

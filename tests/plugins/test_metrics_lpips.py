@@ -73,6 +73,18 @@ def test_equals_the_package_whatever_the_chunk(weights: ResolvedWeights) -> None
 
 
 @pytest.mark.archives
+def test_crossed_equals_scoring_twice_whatever_the_chunk(weights: ResolvedWeights) -> None:
+    metric, rng = Lpips(weights), torch.Generator().manual_seed(0)
+    frames, given = torch.rand(35, 3, 64, 64, generator=rng), torch.rand(35, 3, 64, 64, generator=rng)
+    order = torch.arange(35).roll(2)
+    prepared = metric.prepare(FrameTruth(frames, frames, torch.zeros(35, 64, 64, dtype=torch.uint8)))
+    straight, crossed = metric.crossed(given, prepared, order)
+    assert straight.tolist() == pytest.approx(metric.score(given, prepared).tolist(), abs=1e-6)
+    assert crossed.tolist() == pytest.approx(metric.score(given[order], prepared).tolist(), abs=1e-6)
+    assert (crossed - straight).abs().min() > 1e-5
+
+
+@pytest.mark.archives
 def test_leaves_the_global_random_state_alone(weights: ResolvedWeights) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -71,6 +71,14 @@ def test_cka_terms_equal_the_formula_of_song() -> None:
     assert found == pytest.approx(float(expected) / (n * (n - 3)), rel=1e-10)
 
 
+def test_products_are_those_with_the_clips_of_one_side_permuted() -> None:
+    a, b = gram(gaussian(30, 5, seed=0)), gram(gaussian(30, 5, seed=1)) + gaussian(30, 30, seed=2)
+    drawn = torch.Generator().manual_seed(0xA11CE)
+    orders = [torch.randperm(30, generator=drawn) for _ in range(3)]
+    expected = [float((a * b[order][:, order]).sum()) for order in orders]
+    assert permuted_products(a, b, 3).tolist() == pytest.approx(expected, rel=1e-12)
+
+
 def test_cka_of_independent_gaussians() -> None:
     """Debiased 0; biased follows 1 / sqrt((1 + N/D)(1 + N/E)): .608."""
     plain, biased = [], []

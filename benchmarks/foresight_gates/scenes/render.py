@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,11 @@ from foresight_gates.scenes.texture import LEVEL, SUBPIXELS, gradient, texture
 CLASS_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in FAMILIES)
 """Name of each class; class = shape * 3 + colour family."""
 
+New = Callable[[tuple[int, ...], type[Any]], NDArray[Any]]
+"""Makes an array of a shape and a type, whatever it holds: ``np.empty``, or one in memory that processes share."""
+
 _ATTEMPTS = 24
 """Paths tried for an object before it is given up: of four objects asked for, 3.99 are placed."""
-THREADS = 4
-"""Clips of a block that are drawn at a time: at 448 pixels a quarter of the work needs the interpreter's lock."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,15 @@ class Clip:
     """[T, K] pixels that each object would cover if nothing were in front; 0 in unused slots."""
 
 
-def _empty(params: SceneParameters, *lead: int) -> Clip:
+def _empty(params: SceneParameters, *lead: int, new: New = np.empty) -> Clip:
     t, k, side = params.frames, params.objects_max, params.side
     return Clip(
-        frames=np.empty((*lead, t, side, side, 3), dtype=np.uint8),
-        boxes=np.zeros((*lead, t, k, 4), dtype=np.int16),
-        classes=np.full((*lead, k), -1, dtype=np.int8),
-        labels=np.zeros((*lead, t, side, side), dtype=np.uint8),
-        plates=np.empty((*lead, t, side, side, 3), dtype=np.uint8),
-        areas=np.zeros((*lead, t, k), dtype=np.int32),
+        frames=new((*lead, t, side, side, 3), np.uint8),
+        boxes=new((*lead, t, k, 4), np.int16),
+        classes=new((*lead, k), np.int8),
+        labels=new((*lead, t, side, side), np.uint8),
+        plates=new((*lead, t, side, side, 3), np.uint8),
+        areas=new((*lead, t, k), np.int32),
     )
 
 
@@ -157,6 +159,8 @@ def _draw_objects(params: SceneParameters, stream: Stream, clip: Clip) -> None:
 
 def _draw(params: SceneParameters, split: str, index: int, clip: Clip) -> None:
     """Draw clip ``index`` into the arrays of ``clip``."""
+    for array, empty in ((clip.boxes, 0), (clip.classes, -1), (clip.labels, 0), (clip.areas, 0)):
+        array[:] = empty
     # Not the tier: the same objects, at the same places, appear in both.
     stream = Stream(params.seed, split, params.frames, index)
     _draw_plates(params, stream.child("background"), clip.plates)
@@ -171,22 +175,45 @@ def render_clip(params: SceneParameters, split: str, index: int) -> Clip:
     return clip
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """Clips ``start`` to ``start + N`` of ``split``, which can be drawn one by one and in any order."""
+
+    params: SceneParameters
+    split: str
+    start: int
+    clips: Clip
+    """With a leading axis N."""
+
+    @classmethod
+    def blank(cls, params: SceneParameters, split: str, start: int, count: int, new: New = np.empty) -> Canvas:
+        """Return one with room for ``count`` clips."""
+        return cls(params, split, start, _empty(params, count, new=new))
+
+    def __len__(self) -> int:
+        return len(self.clips.frames)
+
+    def draw(self, indices: Iterable[int]) -> None:
+        """Draw some of the clips, counted from ``start``."""
+        for i in indices:
+            one = Clip(*(getattr(self.clips, field.name)[i] for field in fields(Clip)))
+            _draw(self.params, self.split, self.start + i, one)
+
+    def batch(self) -> ClipBatch:
+        """Return the clips with their truth."""
+        clips, name = self.clips, f"{self.params.tier}/{self.split}/{self.params.frames}f"
+        return ClipBatch(
+            clips.frames,
+            tuple(f"{name}/{self.start + i:06d}" for i in range(len(self))),
+            Truth(clips.boxes, clips.classes, clips.labels, clips.plates),
+        )
+
+
 def render_block(params: SceneParameters, split: str, start: int, count: int) -> ClipBatch:
     """Return clips ``start`` to ``start + count`` of ``split`` with their truth.
 
     Clips of different T are different scenes even where their index is the same.
     """
-    block = _empty(params, count)
-
-    def draw(i: int) -> None:
-        arrays = (block.frames, block.boxes, block.classes, block.labels, block.plates, block.areas)
-        _draw(params, split, start + i, Clip(*(array[i] for array in arrays)))
-
-    with ThreadPoolExecutor(THREADS) as threads:
-        for _ in threads.map(draw, range(count)):
-            pass
-    return ClipBatch(
-        block.frames,
-        tuple(f"{params.tier}/{split}/{params.frames}f/{start + i:06d}" for i in range(count)),
-        Truth(block.boxes, block.classes, block.labels, block.plates),
-    )
+    canvas = Canvas.blank(params, split, start, count)
+    canvas.draw(range(count))
+    return canvas.batch()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foresight_bench.contracts import CrossedMetric
 from foresight_bench.errors import ForesightError
 from foresight_bench.registry import target
 from foresight_bench.scores import Scores, mean_scores
@@ -128,6 +129,23 @@ def symmetric(subject: PartSubject) -> None:
             f"It scores {one.mean():.6g}, and {other.mean():.6g} with both sides exchanged. Usually the error is "
             "divided by something of one side alone; correct it, or MetricSpec.symmetric."
         )
+
+
+@METRIC_CHECKS.must("Where a metric of frames has `crossed`, it gives what `score` does.")
+def crossed(subject: PartSubject) -> None:
+    """Of noisy frames as they stand, and in another order."""
+    metric, case = _built(subject), _case(subject).noisy(LEVELS[2])
+    if not (isinstance(metric, CrossedMetric) and isinstance(case, FrameCase)):
+        raise NotApplicable("It has no `crossed`; frames are then scored twice.")
+    order = torch.from_numpy(np.random.default_rng(1).permutation(CLIPS))
+    found = metric.crossed(case.given, metric.prepare(case.truth), order)
+    for given, values in zip((case.given, case.given[order]), found, strict=True):
+        expected = _score(subject, replace(case, given=given))
+        if not np.allclose(values.double().cpu().numpy(), expected, rtol=EQUAL, atol=EQUAL):
+            raise Broken(
+                f"`crossed` gives {float(values.mean()):.6g} where `score` gives {expected.mean():.6g}. Usually the "
+                "order is taken for its inverse: frame order[i] stands beside frame i of the truth."
+            )
 
 
 @METRIC_CHECKS.must("Scores stay within the range that the spec declares.")

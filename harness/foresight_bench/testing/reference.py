@@ -21,8 +21,8 @@ CONTRACTS = {
     "adapter": (specs.AdapterSpec, specs.Recipe, contracts.Pairing, contracts.AdapterModule, contracts.Adapter),
     "decoder": (specs.DecoderSpec, contracts.Decoder),
     "metric": (
-        *(specs.MetricSpec, contracts.FrameTruth, contracts.FrameMetric, contracts.FrameBoxes),
-        *(contracts.BoxMetric, contracts.Spaces, contracts.SpaceMetric),
+        *(specs.MetricSpec, contracts.FrameTruth, contracts.FrameMetric, contracts.CrossedMetric),
+        *(contracts.FrameBoxes, contracts.BoxMetric, contracts.Spaces, contracts.SpaceMetric),
     ),
 }
 """What each kind of plugin implements, says or is given."""

