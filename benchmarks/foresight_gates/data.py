@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from foresight_bench.clips import ClipBatch
@@ -65,9 +64,9 @@ class SceneData:
         self._ahead: tuple[Aside, dict[str, list[Canvas]]] | None = None
 
     def render_ahead(self, processes: int) -> None:
-        """Begin to render all splits, in ``processes`` beside this one; to be called before it has threads.
+        """Begin to render what is not yet, in ``processes`` beside this one; to be called before it has threads.
 
-        On Linux. Elsewhere, and where there can be no more processes, they are rendered when they are asked for.
+        On Linux, where it is safe to fork. Elsewhere splits are rendered when they are asked for.
         """
         if sys.platform != "linux":
             return
@@ -79,8 +78,7 @@ class SceneData:
             for name in self.names
             if name not in self._splits
         }
-        with suppress(OSError):
-            self._ahead = Aside([canvas for blocks in canvases.values() for canvas in blocks], processes), canvases
+        self._ahead = Aside([canvas for blocks in canvases.values() for canvas in blocks], processes), canvases
 
     def split(self, name: str) -> Split:
         """Return a split, rendered once per process."""

@@ -7,7 +7,7 @@ closed form, so that there is nothing to tune but the penalty, which `val` choos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torchvision.ops import batched_nms
 
 from foresight_bench.contracts import FrameBoxes
 from foresight_bench.grids import Grid
+from foresight_bench.pairs import statistics
 from foresight_bench.ridge import Moments, Ridge, fit
 from foresight_gates.targets import CellTargets, cell_centres, cell_pixels, from_pixels
 
@@ -42,10 +43,8 @@ class Standard:
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> Standard:
         """Measure ``grids``; a channel without variance gets a standard deviation of 1."""
-        distinct = [_distinct(grid.values) for grid in grids]
-        rows = torch.cat([values.flatten(0, 3) for values in distinct])
-        mean = rows.mean(0, dtype=torch.float64).to(rows)
-        std = rows.std(0, correction=distinct[0].numel() / grids[0].values.numel())
+        distinct = [replace(grid, values=_distinct(grid.values)) for grid in grids]
+        mean, std = (each.to(grids[0].values.device) for each in statistics(distinct))
         return cls(mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, 1.0))
 
     def rows(self, grid: Grid) -> Iterator[tuple[slice, Tensor]]:
@@ -91,7 +90,7 @@ def fit_map(standard: Standard, train: Sequence[Block], val: Sequence[Block], wa
 def apply_map(standard: Standard, head: Ridge, grid: Grid) -> Tensor:
     """Return the map's output [F, H', W', E]."""
     n, t, h, w, _ = grid.shape
-    rows = torch.cat([head.predict(part) for _, part in standard.rows(grid)])
+    rows: Tensor = torch.cat([head.predict(part) for _, part in standard.rows(grid)])
     if len(rows) == n * t:
         return rows[:, None, None].expand(-1, h, w, -1)
     return rows.reshape(n * t, h, w, -1)

@@ -45,7 +45,7 @@ def cell_centres(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def cell_pixels(images: Tensor, h: int, w: int) -> Tensor:
     """Cut ``images`` [F, 3, h * s, w * s] into the pixels of each cell: [F, h, w, 3 * s * s], channel by channel.
 
-    One copy: ``unfold`` says the same of windows that overlap, and takes ten times as long.
+    One copy; ``unfold``, made for windows that overlap, takes 1.4 times as long, and ``fold`` 2.5 times as its inverse.
     """
     f, c, height, width = images.shape
     parts = images.reshape(f, c, h, height // h, w, width // w)

@@ -24,8 +24,8 @@ MEMORY_SHARE = 0.5
 """Part of the memory that a batch may take of what is free beside the features that are kept. The rest is for what one
 small batch cannot show: workspaces, fragmentation, clips whose frames cost more."""
 FEATURES_SHARE = 0.5
-"""Part of a device's free memory that features may take. The rest is for the experiments: beside 24 GB of DINOv2's
-features, `gate1` takes PEAK GB on a GPU for truth, reference features, latents and one tap's tokens in float32."""
+"""Part of a device's free memory that features may take. The rest is for the experiments: with 24 GB of DINOv2-S's
+features, `gate1` took up to 110 GB of an H200: truth, reference features, latents, a tap's tokens in float32."""
 
 _SYMPTOMS = (
     "DefaultCPUAllocator",  # torch has no type for the host's memory

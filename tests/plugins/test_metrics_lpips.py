@@ -85,6 +85,21 @@ def test_crossed_equals_scoring_twice_whatever_the_chunk(weights: ResolvedWeight
 
 
 @pytest.mark.archives
+def test_frames_that_repeat_score_what_each_does_alone(
+    weights: ResolvedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric, rng = Lpips(weights), torch.Generator().manual_seed(0)
+    frames, given = torch.rand(6, 3, 64, 64, generator=rng), torch.rand(2, 3, 64, 64, generator=rng)
+    repeated = given[torch.tensor([0, 0, 1, 1, 1, 0])]
+    alone = [score(metric, repeated[i, None], frames[i, None])[0] for i in range(6)]
+    seen: list[int] = []
+    distinct = metric._distinct
+    monkeypatch.setattr(metric, "_distinct", lambda some: (seen.append(len(some)), distinct(some))[1])
+    assert score(metric, repeated, frames) == pytest.approx(alone, abs=1e-6)
+    assert seen == [6, 3], "the truth, and what of the rest differs from the frame before"
+
+
+@pytest.mark.archives
 def test_leaves_the_global_random_state_alone(weights: ResolvedWeights) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

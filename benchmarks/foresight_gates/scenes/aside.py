@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -21,35 +22,36 @@ def shared(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
 
 
 class Aside:
-    """Canvases in :func:`shared` memory while ``processes`` draw on them, each on every so manyth clip.
+    """Canvases in :func:`shared` memory while ``processes`` draw on them, each on its share of the clips.
 
     Made before the process has threads, which a fork does not survive.
-
-    Raises:
-        OSError: there can be no more processes.
     """
 
     def __init__(self, canvases: Sequence[Canvas], processes: int) -> None:
         self._canvases, self._count = canvases, processes
         self._pids: list[int] = []
-        for part in range(processes):
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    self._draw(part)
-                    code = 0
-                finally:
-                    os._exit(code)
-            self._pids.append(pid)
+        with suppress(OSError):  # there can be no more processes
+            for part in range(processes):
+                self._pids.append(self._begun(part))
 
     def wait(self) -> None:
         """Return once all is drawn; what a process left undone, this one draws."""
-        for part, pid in enumerate(self._pids):
-            _, status = os.waitpid(pid, 0)
-            if status != 0:
+        done = [os.waitpid(pid, 0)[1] == 0 for pid in self._pids]
+        for part in range(self._count):
+            if part >= len(done) or not done[part]:
                 self._draw(part)
-        self._pids = []
+
+    def _begun(self, part: int) -> int:
+        """Return the id of a process that draws a part."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                self._draw(part)
+                code = 0
+            finally:
+                os._exit(code)
+        return pid
 
     def _draw(self, part: int) -> None:
         for canvas in self._canvases:

@@ -78,6 +78,15 @@ class Lpips:
             yield frames[start : start + _CHUNK].to(self._device, torch.float32)
 
     def _features(self, frames: Tensor) -> list[Tensor]:
+        """Return the normalised features of each layer; a frame equal to the one before, as of `blank`, has copies."""
+        new = torch.ones(len(frames), dtype=torch.bool, device=self._device)
+        new[1:] = (frames[1:] != frames[:-1]).flatten(1).any(1)
+        found = self._distinct(frames[new])
+        if bool(new.all()):
+            return found
+        return [layer[new.cumsum(0) - 1] for layer in found]
+
+    def _distinct(self, frames: Tensor) -> list[Tensor]:
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.inference_mode(), flags:
             layers = self._trunk(self._scale(2 * frames - 1).contiguous(memory_format=torch.channels_last))
