@@ -80,7 +80,7 @@ class Adapter(Protocol):
         ...
 
     def predict(self, features: Grid, onto: Layout) -> Grid:
-        """Return the latent grid for ``features`` with the cells of ``onto``.
+        """Return the latent grid for ``features`` with the cells of ``onto``; a clip's depends on its features alone.
 
         Feature grids come in any size, and in lengths that ``fit`` has not seen: a suite may train on single
         frames and score clips.

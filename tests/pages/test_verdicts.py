@@ -32,9 +32,11 @@ def lines(svg: str) -> dict[str, list[str]]:
     return {row[0][1]: [text for _, text in row[1:]] for row in map(sorted, rows.values())}
 
 
-def test_each_number_stands_in_its_row_and_column_with_its_sign(board: Board) -> None:
-    found = lines(picture(board))
-    rows = [row for section in board.cohorts[0].sections for row in section.rows]
+@pytest.mark.parametrize("suite", ["gate1", "quick"])
+def test_each_number_stands_in_its_row_and_column_with_its_sign(board: Board, suite: str) -> None:
+    (cohort,) = (each for each in board.cohorts if each.suite.name == suite)
+    found = lines(picture(replace(board, cohorts=(cohort,))))
+    rows = [row for section in cohort.sections for row in section.rows]
     mine = [r for r in rows if r.name == "dinov2:small" and r.through in ("linear + ltx-tiny", "ltx-tiny", "")]
     signs = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "≈"}
     gated = [result for row in mine for result in gating(row.cell)]
@@ -45,6 +47,18 @@ def test_each_number_stands_in_its_row_and_column_with_its_sign(board: Board) ->
     assert found["ceiling, ltx-tiny"] == ceilings
     assert found["best floor, ltx-tiny"] == [number(result.floors[result.best_floor].value) for result in gated]
     assert "dinov2:small, fusion + ltx-tiny" not in found  # not complete
+
+
+def test_cohorts_stand_one_below_the_other(board: Board) -> None:
+    alone = [lines(picture(replace(board, cohorts=(cohort,)))) for cohort in board.cohorts]
+    first, second = (len(each) for each in alone)
+    whole = ElementTree.fromstring(picture(board))
+    texts = ["".join(each.itertext()) for each in whole.iter(TEXT)]
+    assert len(alone) == 2
+    assert min(first, second) > 3
+    for cohort in board.cohorts:
+        assert texts.count(f"suite {cohort.suite.name}, version {cohort.suite.version}") == 1
+    assert texts.count("dinov2:small, linear + ltx-tiny") == 2
 
 
 def test_the_same_board_gives_the_same_bytes(board: Board) -> None:

@@ -36,22 +36,49 @@ class _Line:
     """Text and tone of the gate."""
 
 
+@dataclass(frozen=True)
+class _Block:
+    """What is shown of a cohort."""
+
+    cohort: Cohort
+    columns: tuple[Column, ...]
+    lines: tuple[_Line, ...]
+    thresholds: Mapping[Column, str]
+
+    @classmethod
+    def of(cls, cohort: Cohort) -> _Block:
+        columns = tuple((section.spec.name, metric) for section in cohort.sections for metric in section.metrics)
+        lines, thresholds = _lines(cohort, columns)
+        return cls(cohort, columns, tuple(lines), thresholds)
+
+    @property
+    def rows(self) -> int:
+        """Heights of a row that it takes, heading and space below included."""
+        return len(self.lines) + 4
+
+    @property
+    def said(self) -> str:
+        """The same in words."""
+        verdicts = "; ".join(f"{line.label} {line.end[0]}" for line in self.lines if line.end[0])
+        return f"Verdicts of suite {self.cohort.suite.name}: {verdicts}"
+
+
 def picture(board: Board) -> str:
-    """Return an SVG file: of the board's first cohort the complete systems, and what the controls give beside them."""
-    cohort = board.cohorts[0]
-    columns = [(section.spec.name, metric) for section in cohort.sections for metric in section.metrics]
-    lines, heads = _lines(cohort, columns)
-    width, height = _LEFT + _COLUMN * len(columns) + _RIGHT, _ROW * (len(lines) + 4)
-    verdicts = "; ".join(f"{line.label} {line.end[0]}" for line in lines if line.end[0])
-    said = f"Verdicts of suite {cohort.suite.name}: {verdicts}"
-    with chart(width, height, said) as drawing:
+    """Return an SVG file: of each cohort the complete systems, and what the controls give beside them."""
+    blocks = [_Block.of(cohort) for cohort in board.cohorts]
+    width = _LEFT + _COLUMN * max(len(block.columns) for block in blocks) + _RIGHT
+    height = _ROW * sum(block.rows for block in blocks)
+    with chart(width, height, ". ".join(block.said for block in blocks)) as drawing:
         drawing.figure.set_layout_engine("none")
         axes = drawing.figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
-        _head(axes, cohort, columns, heads)
-        for index, line in enumerate(lines):
-            _draw(axes, line, (index + FIRST) * _ROW)
+        first = 0
+        for block in blocks:
+            _head(axes, block, first * _ROW)
+            for index, line in enumerate(block.lines):
+                _draw(axes, line, (first + index + FIRST) * _ROW)
+            first += block.rows
     opening, rest = drawing.svg.replace("currentColor", INK).split(">", 1)
     return f'{opening}><rect width="100%" height="100%" fill="{PAPER}"/>{rest}'
 
@@ -107,17 +134,20 @@ def _worded(value: str, verdict: str, word: str = "") -> tuple[str, str]:
     return f"{value} {sign}{word}".strip(), TONES.get(sign, "open") if sign else ""
 
 
-def _head(axes: Axes, cohort: Cohort, columns: Sequence[Column], heads: Mapping[Column, str]) -> None:
+def _head(axes: Axes, block: _Block, top: float) -> None:
+    cohort, columns = block.cohort, block.columns
+    names, metrics, limits = (top + rows * _ROW for rows in (0.6, 1.5, 2.3))
     for index, column in enumerate(columns):
         x = _LEFT + (index + 0.5) * _COLUMN
         if index == 0 or columns[index - 1][0] != column[0]:
-            axes.text(x - 0.5 * _COLUMN + 0.04, 0.6 * _ROW, column[0], weight="bold", va="center", parse_math=False)
-        axes.text(x, 1.5 * _ROW, column[1], ha="center", va="center", size=7.5, parse_math=False)
-        axes.text(x, 2.3 * _ROW, heads.get(column, ""), ha="center", va="center", size=7.5, color=QUIET)
+            axes.text(x - 0.5 * _COLUMN + 0.04, names, column[0], weight="bold", va="center", parse_math=False)
+        axes.text(x, metrics, column[1], ha="center", va="center", size=7.5, parse_math=False)
+        axes.text(x, limits, block.thresholds.get(column, ""), ha="center", va="center", size=7.5, color=QUIET)
     title = cohort.suite.gates[0].title.partition(":")[0] if cohort.suite.gates else ""
-    axes.text(_LEFT + _COLUMN * len(columns) + 0.5 * _RIGHT, 0.6 * _ROW, title, weight="bold", ha="center", va="center")
+    axes.text(_LEFT + _COLUMN * len(columns) + 0.5 * _RIGHT, names, title, weight="bold", ha="center", va="center")
     label = f"suite {cohort.suite.name}, version {cohort.suite.version}"
-    axes.text(0.08, 0.6 * _ROW, label, va="center", color=QUIET, parse_math=False)
+    axes.text(0.08, names, label, va="center", color=QUIET, parse_math=False)
+    axes.text(0.08, metrics, cohort.machine, va="center", size=7.5, color=QUIET, parse_math=False)
 
 
 def _draw(axes: Axes, line: _Line, top: float) -> None:
