@@ -341,7 +341,7 @@ class Engine:
             warnings=tuple(dict.fromkeys(self._warnings)),
             provenance=self._provenance(),
         )
-        self._write(failed, failure=failure.traceback)
+        self._write(failed, failure="" if failure.status in FINISHED else failure.traceback)  # a skip is no failure
 
     def _write(self, cell: Cell, scores: bytes = b"", picture: bytes = b"", failure: str = "") -> None:
         self.store.write(cell, scores, picture, failure)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from committed import QUICK
 from foresight_bench.cells import Cell
 from foresight_bench.cli import main
 from foresight_bench.contracts import Measurement, Outcome
@@ -24,9 +25,8 @@ from foresight_bench.rescoring import rescore
 from foresight_bench.scores import FloatArray, Scores, mean_scores
 from foresight_bench.store import Store
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 REGISTRY = Registry.installed()
-CELLS = list(Store(COMMITTED).cells())
+CELLS = list(Store(QUICK).cells())
 N = 400
 RNG = np.random.default_rng(0)
 BASE, NOISE = RNG.normal(0.5, 0.2, N), RNG.normal(0.0, 0.05, N)
@@ -78,7 +78,7 @@ def compared(*arguments: object) -> dict[str, dict[str, Any]]:
 
 
 def test_a_system_against_itself_differs_by_exactly_nothing() -> None:
-    found = compared(SAMPLE.id, SAMPLE.id[:6], "--results", COMMITTED)
+    found = compared(SAMPLE.id, SAMPLE.id[:6], "--results", QUICK)
     assert set(found) == {"lpips", "ssim", "spatial_iou", "psnr"}
     for each in found.values():
         assert each["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 100}
@@ -88,7 +88,7 @@ def test_a_system_against_itself_differs_by_exactly_nothing() -> None:
 
 def test_of_all_taps_and_readouts_those_that_gate_are_compared() -> None:
     one, other = (find(encoder=name, experiment="Q2") for name in ("dinov2:small", "dinov2:small~pooled"))
-    found = compared(one.id, other.id, "--results", COMMITTED)
+    found = compared(one.id, other.id, "--results", QUICK)
     for cell, side in ((one, "a"), (other, "b")):
         at_tap = {r.metric: r for r in cell.metrics if (r.tap, r.readout) == (cell.tap, cell.readout)}
         assert len(cell.metrics) > len(at_tap)
@@ -205,7 +205,7 @@ def test_names_that_name_nothing_or_too_much_are_refused(tmp_path: Path) -> None
     assert "It holds one." in unknown.stderr
     assert invoke("compare", cells[0].id[:3], "one", "--results", tmp_path).exit_code == 4
     skipped = next(cell for cell in CELLS if cell.status == "skipped")
-    done = invoke("compare", Store(COMMITTED).path(skipped), cells[0].id, "--results", tmp_path)
+    done = invoke("compare", Store(QUICK).path(skipped), cells[0].id, "--results", tmp_path)
     assert done.exit_code == 4
     assert skipped.reason.removesuffix(".") in done.stderr
 
@@ -217,7 +217,7 @@ def floor_of_another_readout(cell: Cell) -> bool:
     """Return whether ``cell`` was judged beside its own floor at a readout that does not gate, as Q2 once was."""
     if not cell.scores_sha256:
         return False
-    scores = Store(COMMITTED).scores(cell)
+    scores = Store(QUICK).scores(cell)
     floors = {result.metric: result.floors["shuffled"].value for result in cell.metrics if "shuffled" in result.floors}
     return any(scores[Key(name, cell.tap, cell.readout, "shuffled")].value != floors[name] for name in floors)
 
@@ -226,7 +226,7 @@ MISJUDGED = {cell.id for cell in CELLS if floor_of_another_readout(cell)}
 
 
 def test_rescoring_committed_results_gives_them_back(tmp_path: Path) -> None:
-    done = invoke("rescore", COMMITTED, "-o", tmp_path / "first")
+    done = invoke("rescore", QUICK, "-o", tmp_path / "first")
     assert done.exit_code == 0, done.output
     assert f"{len(CELLS)} cells" in done.stderr
     anew = {cell.id: cell for cell in Store(tmp_path / "first").cells()}
@@ -245,7 +245,7 @@ def test_rescoring_committed_results_gives_them_back(tmp_path: Path) -> None:
         for root in (tmp_path / "first", tmp_path / "second")
     )
     assert first == second
-    pictures = len(list(COMMITTED.rglob("*.png")))
+    pictures = len(list(QUICK.rglob("*.png")))
     assert len(first) == pictures + sum(1 + bool(cell.scores_sha256) for cell in CELLS)
 
 
@@ -274,7 +274,7 @@ def test_another_threshold_gives_other_verdicts_to_its_experiment_alone(tmp_path
     ssim = next(result for result in SAMPLE.metrics if result.metric == "ssim")
     assert (ssim.verdict, ssim.threshold) == ("FAIL", 0.75)
     assert ssim.estimate.low is not None
-    done = rescore(COMMITTED, tmp_path / "out", with_threshold("ssim", 0.6))
+    done = rescore(QUICK, tmp_path / "out", with_threshold("ssim", 0.6))
     anew = {cell.id: cell for cell in Store(tmp_path / "out").cells()}
     c1 = {cell.id for cell in CELLS if cell.identity.experiment == "C1" and cell.status == "ok"}
     assert set(done.changed) - MISJUDGED == c1
@@ -285,7 +285,7 @@ def test_another_threshold_gives_other_verdicts_to_its_experiment_alone(tmp_path
         r.metric: r.verdict for r in SAMPLE.metrics if r.metric != "ssim"
     }
     proceeding = find(encoder="dinov2:small", experiment="C1", adapter="linear", decoder="patch-pca")
-    rescore(COMMITTED, tmp_path / "strict", with_threshold("ssim", 0.95))
+    rescore(QUICK, tmp_path / "strict", with_threshold("ssim", 0.95))
     strict = {cell.id: cell for cell in Store(tmp_path / "strict").cells()}
     assert proceeding.decision == "PROCEED"
     assert strict[proceeding.id].decision == "PIVOT"
@@ -295,7 +295,7 @@ def test_another_threshold_gives_other_verdicts_to_its_experiment_alone(tmp_path
 
 
 def subset(root: Path, keep: Callable[[Cell], bool], cell_of: Callable[[Cell], Cell] = lambda cell: cell) -> Path:
-    store = Store(COMMITTED)
+    store = Store(QUICK)
     for cell in filter(keep, CELLS):
         data = store.path(cell).with_suffix(".safetensors").read_bytes() if cell.scores_sha256 else b""
         Store(root).write(cell_of(cell), data)
@@ -369,7 +369,7 @@ def test_a_row_that_was_judged_beside_no_controls_stays_unjudged(tmp_path: Path)
 
 def test_scores_that_are_not_those_of_their_clips_are_not_rescored(tmp_path: Path) -> None:
     cell = find(encoder="oracle", experiment="C1", decoder="ltx-tiny")
-    scores = Store(COMMITTED).scores(cell)
+    scores = Store(QUICK).scores(cell)
     key = next(key for key in scores if key.metric == "ssim")
     forged = pack({**scores, key: replace(scores[key], replicates=scores[key].replicates + 0.01)})
     Store(tmp_path / "in").write(cell.model_copy(update={"scores_sha256": sha256(forged).hexdigest()}), forged)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from committed import QUICK
 from foresight_bench.cli import main
 from foresight_bench.registry import Registry
 from foresight_bench.store import Store
@@ -45,7 +46,7 @@ def test_the_contracts_page_is_what_the_checks_give() -> None:
 
 def test_the_manual_shows_the_committed_output_and_the_readme_a_table_of_it() -> None:
     suite = Registry.installed().suites["quick"].spec
-    cells = [cell for cell in Store(ROOT / "benchmarks/results").cells() if cell.identity.encoder == "dinov2:small"]
+    cells = [cell for cell in Store(QUICK).cells() if cell.identity.encoder == "dinov2:small"]
     system = "dinov2:small", suite.default_adapter, suite.default_decoder, 0
     assert (output := system_text(suite, system, systems(cells)[system])) in DOCUMENTS["docs/manual.md"]
     (table,) = re.findall(r"```text\n(.*?)\n```", DOCUMENTS["README.md"], re.DOTALL)

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 
+from committed import QUICK
 from foresight_bench.cells import Cell, Estimate
 from foresight_bench.cli import main
 from foresight_bench.findings.contrasts import widened
@@ -25,8 +26,7 @@ from foresight_bench.store import Store
 from foresight_bench.tables import number
 from foresight_bench.verdicts import Verdict, decide
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
-CELLS = list(Store(COMMITTED).cells())
+CELLS = list(Store(QUICK).cells())
 N = 100
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(0.5, 0.1, N)
@@ -350,7 +350,7 @@ def test_what_has_no_verdict_is_named_with_its_reason(tmp_path: Path, verdict: V
         for r in cell.metrics
     )
     Store(tmp_path).write(
-        cell.model_copy(update={"metrics": metrics, "picture_sha256": ""}), pack(Store(COMMITTED).scores(cell))
+        cell.model_copy(update={"metrics": metrics, "picture_sha256": ""}), pack(Store(QUICK).scores(cell))
     )
     left = section(findings(tmp_path), "## What remains inconclusive")
     assert f"`C1` `ssim` .626 [.620, .630], > .750: {verdict}, because." in left
@@ -453,7 +453,7 @@ def test_equal_decisions_are_ranked_by_the_worst_skill(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_controls_alone_has_no_findings(tmp_path: Path) -> None:
-    shutil.copytree(COMMITTED, tmp_path / "r", ignore=shutil.ignore_patterns("dinov2*"))
+    shutil.copytree(QUICK, tmp_path / "r", ignore=shutil.ignore_patterns("dinov2*"))
     done = invoke(tmp_path / "r")
     assert (done.exit_code, "controls alone" in done.output) == (4, True)
 
@@ -562,7 +562,7 @@ def replicated(difference: Scores, comparisons: int) -> set[str]:
 
 
 def gating_scores(cell: Cell) -> dict[str, Scores]:
-    scores = Store(COMMITTED).scores(cell)
+    scores = Store(QUICK).scores(cell)
     return {r.metric: scores[Key(r.metric, r.tap, r.readout)] for r in cell.metrics if r.gates}
 
 
@@ -599,7 +599,7 @@ def measured() -> tuple[set[str], set[str]]:
             differences |= replicated(scores.minus(mean), 11)
             for other in adapters if identity.experiment == "C1" else []:
                 differences |= replicated(gating_scores(other)[metric].minus(scores), 1)
-    curve = Store(COMMITTED).scores(focus[2])
+    curve = Store(QUICK).scores(focus[2])
     for metric in ours:
         every = [curve[Key(metric, tap, "tokens")] for tap in TAPS]
         for place, late in enumerate(every):
@@ -610,7 +610,7 @@ def measured() -> tuple[set[str], set[str]]:
 
 
 def test_every_number_is_that_of_a_cell_or_a_difference() -> None:
-    text = re.sub(r"`[^`]*`", "", findings(COMMITTED).partition("## Provenance")[0])
+    text = re.sub(r"`[^`]*`", "", findings(QUICK).partition("## Provenance")[0])
     read, differences = measured()
     told = re.compile(r"[+-](?:\d*\.\d+|\d+) \[[^\]]*\]")
     of_differences = [each.lstrip("+") for found in told.findall(text) for each in re.findall(r"[+-]?[.\d]+", found)]
@@ -624,15 +624,15 @@ def test_every_number_is_that_of_a_cell_or_a_difference() -> None:
 
 
 def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:
-    text = findings(COMMITTED)
-    done = invoke(COMMITTED, "-o", tmp_path / "FINDINGS.md")
+    text = findings(QUICK)
+    done = invoke(QUICK, "-o", tmp_path / "FINDINGS.md")
     assert (done.exit_code, done.stdout) == (0, "")
     assert (tmp_path / "FINDINGS.md").read_text("utf-8") == text
     assert text.endswith("\n")
 
 
 def test_the_committed_results_read_as_they_should() -> None:
-    text = findings(COMMITTED)
+    text = findings(QUICK)
     assert "**Gate 1: Reconstruction: BLOCKED, 0/3 proceed.**" in text
     assert "`linear`, `ltx-tiny`; the only encoder that is no hybrid and no single tap, through the suite's own" in text
     assert "- `dinov2:small`, `linear`, `patch-pca`: `C1` and `Q1`" in text
@@ -641,6 +641,6 @@ def test_the_committed_results_read_as_they_should() -> None:
     assert "- `dim_mle`: no gap that the interval can tell." in gap
     assert "- `dim_pca95`: the encoder's space has more dimensions." in gap
     assert "Calibration: 72 of 72 checks hold" in text
-    spare = findings(COMMITTED, "-e", "dinov2:small~random")
+    spare = findings(QUICK, "-e", "dinov2:small~random")
     assert "In focus: `dinov2:small~random`" in spare
     assert "worse" in section(spare, "## Where information is lost")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from committed import ALL, QUICK
 from foresight_bench.board import Board
 from foresight_bench.board_files import as_csv, as_json
 from foresight_bench.building import build
@@ -25,13 +26,12 @@ from foresight_bench.pages.leaderboard import rendered
 from foresight_bench.registry import Registry
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = ROOT / "benchmarks" / "results"
 HOSTILE = "<script>alert(1)</script>|`x`[y](javascript:z)~~s~~"
 
 
 @pytest.fixture(scope="module")
 def board() -> Board:
-    return build(COMMITTED, Registry.installed())
+    return build(QUICK, Registry.installed())
 
 
 def edited(board: Board, **update: Any) -> Board:
@@ -80,7 +80,7 @@ def test_the_committed_files_are_what_the_committed_results_give(monkeypatch: py
 
 def test_the_same_cells_give_the_same_bytes_and_drift_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(COMMITTED, tmp_path / "mine")
+    shutil.copytree(ALL, tmp_path / "mine")
     assert leaderboard("--results", "mine", "--check").exit_code == 6
     assert leaderboard("--results", "mine").exit_code == 0
     # Other results than the committed ones have a page of their own, and touch none of the committed ones' files.
@@ -107,7 +107,7 @@ def test_the_same_cells_give_the_same_bytes_and_drift_is_seen(tmp_path: Path, mo
 
 def test_what_is_left_out_is_said_and_no_results_are_an_error(tmp_path: Path) -> None:
     results = tmp_path / "results"
-    shutil.copytree(COMMITTED, results)
+    shutil.copytree(QUICK, results)
     (results / "notes.txt").write_text("mine")
     done = leaderboard("--results", results, "--site", tmp_path / "site")
     assert "Left out: notes.txt: no cell vouches for it" in done.output
@@ -116,7 +116,7 @@ def test_what_is_left_out_is_said_and_no_results_are_an_error(tmp_path: Path) ->
 
 
 def test_a_board_of_controls_alone_has_no_gates(tmp_path: Path) -> None:
-    shutil.copytree(COMMITTED, tmp_path / "results", ignore=shutil.ignore_patterns("dinov2*"))
+    shutil.copytree(QUICK, tmp_path / "results", ignore=shutil.ignore_patterns("dinov2*"))
     found = build(tmp_path / "results", Registry.installed())
     text = page(found)
     assert "### Gate" not in text
@@ -167,9 +167,12 @@ def test_both_spaces_stand_side_by_side(board: Board) -> None:
 def test_costs_say_what_is_on_the_front_and_every_row_has_its_command(board: Board) -> None:
     text = page(board)
     (row,) = (r for r in table(text, "### Cost") if r[:2] == ["dinov2:small, linear + patch-pca†", "C1"])
-    assert row == [
-        "dinov2:small, linear + patch-pca†", "C1", "61", "6", "unknown", "36,960", "3.3", "lpips, ssim, spatial_iou",
-    ]  # fmt: skip
+    mine = "dinov2:small", "linear + patch-pca"
+    (cost,) = (r.cell.cost for r in board.cohorts[0].sections[0].rows if (r.name, r.through.rstrip("†")) == mine)
+    assert cost is not None
+    took = [f"{cost.feature_seconds:.0f}", f"{cost.wall_seconds:.0f}"]
+    peak = f"{cost.peak_memory_bytes / 2**30:.1f}"
+    assert row[2:] == [*took, "22,056,192", "36,960", peak, "lpips, ssim, spatial_iou"]
     commands = text[text.index("```sh") :].split("```")[1].splitlines()[1:]
     mine = [row for section in board.cohorts[0].sections for row in section.rows if row.kind != "control"]
     assert commands == [row.command for row in mine]
@@ -178,8 +181,8 @@ def test_costs_say_what_is_on_the_front_and_every_row_has_its_command(board: Boa
 def test_how_large_an_encoder_is_stands_with_its_cost_and_unknown_is_not_0(board: Board) -> None:
     cell = board.cohorts[0].sections[0].rows[0].cell
     assert cell.cost is not None
-    known = edited(board, cost=cell.cost.model_copy(update={"encoder_parameters": 22_056_192}))
-    for found, shown, number in ((known, "22,056,192", 22_056_192), (board, "unknown", None)):
+    for count, shown, number in ((22_056_192, "22,056,192", 22_056_192), (0, "unknown", None)):
+        found = edited(board, cost=cell.cost.model_copy(update={"encoder_parameters": count}))
         header, _, first, *_ = table(page(found), "### Cost")
         assert first[header.index("encoder parameters")] == shown
         (record, *_) = json.loads(as_json(found))["cohorts"][0]["experiments"][0]["rows"]
@@ -221,7 +224,7 @@ def test_json_holds_every_row_with_what_it_reports(board: Board) -> None:
     assert list(q2["taps"]) == ["patch_embed", "block.2", "block.5", "block.8", "final"]
     assert cohort["calibration"]["separates"] is True
     (card,) = cohort["encoders"]
-    assert (card["name"], card["encoder_parameters"]) == ("dinov2:small", [])
+    assert (card["name"], card["encoder_parameters"]) == ("dinov2:small", [22_056_192])
     assert card["preprocessing"] == board.cohorts[0].cards[0].preprocessing != ""
     assert len(as_json(board)) + len(as_csv(board)) < 400_000
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from committed import QUICK
 from foresight_bench.admission import admit
 from foresight_bench.board import Board, Candidate, Row
 from foresight_bench.building import build
@@ -37,9 +38,8 @@ from foresight_bench.specs import Weights
 from foresight_bench.store import Store
 from foresight_bench.tables import gating
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 REGISTRY = Registry.installed()
-CELLS = list(Store(COMMITTED).cells())
+CELLS = list(Store(QUICK).cells())
 RNG = np.random.default_rng(0)
 BASE, NOISE = RNG.normal(0.5, 0.1, 100), RNG.normal(0.0, 0.02, (9, 100))
 
@@ -50,7 +50,7 @@ def find(**wanted: object) -> Cell:
 
 
 SAMPLE = find(encoder="dinov2:small", experiment="C1", adapter="linear", decoder="ltx-tiny")
-SCORES = (Store(COMMITTED).path(SAMPLE).with_suffix(".safetensors")).read_bytes()
+SCORES = (Store(QUICK).path(SAMPLE).with_suffix(".safetensors")).read_bytes()
 
 
 def changed(cell: Cell, finished: str = "", machine: str = "", **identity: object) -> Cell:
@@ -70,12 +70,12 @@ def scored(cell: Cell, per_clip: np.ndarray) -> tuple[Cell, bytes]:
 
 @pytest.fixture(scope="module")
 def board() -> Board:
-    return build(COMMITTED, REGISTRY)
+    return build(QUICK, REGISTRY)
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(COMMITTED, tmp_path / "results"))
+    return Path(shutil.copytree(QUICK, tmp_path / "results"))
 
 
 def rows(board: Board, experiment: str = "C1", cohort: int = 0) -> dict[str, Row]:
@@ -91,7 +91,7 @@ def systems(board: Board) -> dict[tuple[str, str, str], Candidate]:
 
 
 def test_committed_ranks_are_what_compare_says_of_every_pair(board: Board) -> None:
-    store = Store(COMMITTED)
+    store = Store(QUICK)
     mine = [row for row in rows(board).values() if row.kind == "system"]
     assert len(mine) > 3
     beaten: dict[tuple[str, str], int] = {}
@@ -264,7 +264,7 @@ def test_a_metric_that_was_not_computed_is_missing_and_has_no_rank(tmp_path: Pat
     metrics = tuple(
         r.model_copy(update={"estimate": none, "verdict": "NOT RUN"}) if r.metric == "ssim" else r for r in cell.metrics
     )
-    data = pack({key: value for key, value in Store(COMMITTED).scores(SAMPLE).items() if key.metric != "ssim"})
+    data = pack({key: value for key, value in Store(QUICK).scores(SAMPLE).items() if key.metric != "ssim"})
     digest = sha256(data).hexdigest()
     Store(tmp_path).write(cell.model_copy(update={"metrics": metrics, "scores_sha256": digest}), data)
     found = build(tmp_path, REGISTRY)
@@ -327,7 +327,7 @@ def sized(count: int, cell: Cell = SAMPLE, **identity: object) -> Cell:
 
 def test_a_card_lists_its_rows_by_their_names(board: Board) -> None:
     (card,) = board.cohorts[0].cards
-    found = {cell.id: cell.identity for cell in Store(COMMITTED).cells()}
+    found = {cell.id: cell.identity for cell in Store(QUICK).cells()}
     rows = [
         (i.encoder, i.experiment, i.decoder or "", i.adapter or "", i.seed) for i in map(found.get, card.cells) if i
     ]
@@ -337,11 +337,12 @@ def test_a_card_lists_its_rows_by_their_names(board: Board) -> None:
 
 def test_a_card_says_how_large_an_encoder_is_where_that_is_known(board: Board, tmp_path: Path) -> None:
     (card,) = board.cohorts[0].cards
-    assert (card.encoder_parameters, card.magnitude) == ((), "")  # they were computed before it was counted
-    store = Store(tmp_path)
-    store.write(sized(22_056_192), SCORES)
-    (card,) = build(tmp_path, REGISTRY).cohorts[0].cards
     assert (card.encoder_parameters, card.magnitude) == ((22_056_192,), "22.1 M")
+    Store(tmp_path / "before").write(sized(0), SCORES)  # computed before it was counted
+    (card,) = build(tmp_path / "before", REGISTRY).cohorts[0].cards
+    assert (card.encoder_parameters, card.magnitude) == ((), "")
+    store = Store(tmp_path / "now")
+    store.write(sized(22_056_192), SCORES)
     # Of a hybrid nobody knows which are whose; what is not known hides nothing that is.
     taps = ("dinov2@final", "pixels@patches")
     parameters = {"encoder.0": {"architecture": "vit"}, "encoder.1": {"patch": 14}}
@@ -349,7 +350,7 @@ def test_a_card_says_how_large_an_encoder_is_where_that_is_known(board: Board, t
     store.write(sized(0, encoder="dinov2:small@final"), SCORES)
     store.write(sized(500_000, encoder="dinov2:small@patch_embed"), SCORES)
     store.write(sized(7_000_000, encoder="dinov2:small@block.2~random"), SCORES)
-    dinov2, pixels = build(tmp_path, REGISTRY).cohorts[0].cards
+    dinov2, pixels = build(store.root, REGISTRY).cohorts[0].cards
     assert (dinov2.encoder_parameters, dinov2.magnitude) == ((500_000, 7_000_000, 22_056_192), "500 k to 22.1 M")
     assert pixels.magnitude == ""
 
@@ -369,7 +370,7 @@ def test_a_card_says_what_becomes_of_frames(board: Board, monkeypatch: pytest.Mo
     assert "multiple of 14" in card.preprocessing
     hostile = replace(REGISTRY.encoders["dinov2"].spec, preprocessing="a\u202eb\n<script>")
     monkeypatch.setattr("foresight_bench.cards._known", lambda *_: (hostile, hostile.variants[0]))
-    (card,) = build(COMMITTED, REGISTRY).cohorts[0].cards
+    (card,) = build(QUICK, REGISTRY).cohorts[0].cards
     assert card.preprocessing == "a\\u202eb\\n<script>"
 
 
@@ -470,7 +471,7 @@ def test_a_command_is_safe_to_paste() -> None:
 
 
 def test_gated_scores_are_admitted_by_metric() -> None:
-    found = {each.cell.id: each for each in admit(COMMITTED, REGISTRY).admitted}[SAMPLE.id]
+    found = {each.cell.id: each for each in admit(QUICK, REGISTRY).admitted}[SAMPLE.id]
     assert {name: scores.value for name, scores in found.scores.items()} == {
         result.metric: pytest.approx(result.estimate.value) for result in gating(SAMPLE)
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from committed import QUICK
 from foresight_bench.cells import Cell, Estimate, seal
 from foresight_bench.cli import main
 from foresight_bench.errors import DataError, UsageError
@@ -17,7 +18,6 @@ from foresight_bench.series import Bars, Curve, bars, curves
 from foresight_bench.store import Store
 from foresight_bench.tables import gate_result, systems
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 REGISTRY = Registry.installed()
 SUITE = REGISTRY.suites["quick"].spec
 LATER = "2100-01-01T00:00:00+00:00"
@@ -27,7 +27,7 @@ def cell_of(encoder: str, experiment: str, adapter: str | None = None, decoder: 
     wanted = encoder, experiment, adapter, decoder
     (found,) = (
         cell
-        for cell in Store(COMMITTED).cells()
+        for cell in Store(QUICK).cells()
         if (cell.identity.encoder, cell.identity.experiment, cell.identity.adapter, cell.identity.decoder) == wanted
         and cell.identity.seed == 0
     )

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from committed import QUICK
 from foresight_bench.cells import Cell, schema, seal
 from foresight_bench.cli import main
 from foresight_bench.errors import DataError
@@ -30,7 +31,6 @@ from foresight_bench.sharding import ShardRecord, plan_digest, read_shard, write
 from foresight_bench.store import Store, folder_name
 from foresight_bench.validating import validate
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 REGISTRY = Registry.installed()
 
 
@@ -42,12 +42,12 @@ def invoke(*arguments: object) -> Result:
 
 
 def committed(**wanted: object) -> list[Cell]:
-    cells = Store(COMMITTED).cells()
+    cells = Store(QUICK).cells()
     return [c for c in cells if all(getattr(c.identity, name) == value for name, value in wanted.items())]
 
 
 (SAMPLE,) = committed(encoder="dinov2:small", experiment="C1", adapter="linear", decoder="ltx-tiny")
-SCORES = Store(COMMITTED).scores(SAMPLE)
+SCORES = Store(QUICK).scores(SAMPLE)
 PICTURE = b"a picture, as far as anybody looks"
 
 
@@ -126,10 +126,10 @@ def test_scores_come_back_as_they_were_packed() -> None:
 
 def test_merging_the_halves_of_a_folder_gives_the_folder(tmp_path: Path) -> None:
     a, b, whole = tmp_path / "a", tmp_path / "b", tmp_path / "whole"
-    encoders = sorted({cell.identity.encoder for cell in Store(COMMITTED).cells()})
-    for index, path in enumerate(sorted(COMMITTED.glob("*/*/*"))):
+    encoders = sorted({cell.identity.encoder for cell in Store(QUICK).cells()})
+    for index, path in enumerate(sorted(QUICK.glob("*/*/*"))):
         half = (a, b)[index % 2]
-        shutil.copytree(path, half / path.relative_to(COMMITTED))
+        shutil.copytree(path, half / path.relative_to(QUICK))
     assert len(encoders) > 2
     picture = put(a, changed(SAMPLE, seed=7)).with_suffix(".png")
     (a / "notes.txt").write_text("mine")
@@ -137,10 +137,10 @@ def test_merging_the_halves_of_a_folder_gives_the_folder(tmp_path: Path) -> None
     (a / picture.parts[-4] / picture.parts[-3] / "worker.log").write_text("a log")
     done = invoke("merge", a, b, "-o", whole)
     assert done.exit_code == 0, done.output
-    count = sum(1 for _ in COMMITTED.rglob("*.json")) + 1
+    count = sum(1 for _ in QUICK.rglob("*.json")) + 1
     assert f"{count} cells, {count} of them new" in done.stderr
     merged = files(whole)
-    expected = files(COMMITTED)
+    expected = files(QUICK)
     assert {name: merged[name] for name in expected} == expected
     assert set(merged) - set(expected) == {
         str(picture.relative_to(a).with_suffix(suffix)) for suffix in (".json", ".safetensors", ".png")
@@ -300,7 +300,7 @@ def test_a_shard_record_is_read_as_it_was_written_and_only_under_its_name(tmp_pa
 
 
 def test_committed_results_have_no_problems() -> None:
-    done = invoke("validate", COMMITTED)
+    done = invoke("validate", QUICK)
     assert (done.exit_code, done.stdout) == (0, "")
 
 

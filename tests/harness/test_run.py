@@ -135,6 +135,8 @@ def test_what_a_decoder_cannot_take_is_skipped_with_its_reason(toy: Path) -> Non
     assert (cell.status, cell.reason) == ("skipped", "picky takes clips of 8 k + 2 frames, not of 1.")
     assert "C1 SKIPPED" in done.stdout
     assert cell.reason in done.stdout
+    assert not list(toy.rglob("*.failure.txt")), "a skip is no failure"
+    assert CliRunner().invoke(main, ["validate", str(toy)]).exit_code == 0
     assert "4 cells, 4 reused" in run(toy, "-e", "sound", "-x", "C1", "-d", "picky").stderr
 
 

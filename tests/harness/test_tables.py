@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from committed import QUICK
 from foresight_bench.cells import Cell, Estimate, MetricResult
 from foresight_bench.engine import classify
 from foresight_bench.errors import WeightsError
@@ -29,7 +30,6 @@ from foresight_bench.tables import (
 from foresight_bench.verdicts import GateStatus
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = ROOT / "benchmarks" / "results"
 GATE = GateSpec("gate1", "Gate 1", ("C1", "Q1", "Q2"))
 
 
@@ -37,7 +37,7 @@ GATE = GateSpec("gate1", "Gate 1", ("C1", "Q1", "Q2"))
 def dinov2() -> list[Cell]:
     """The committed cells of DINOv2 small with the suite's own adapter and decoder."""
     suite = Registry.installed().suites["quick"].spec
-    cells = [cell for cell in Store(COMMITTED).cells() if cell.identity.encoder == "dinov2:small"]
+    cells = [cell for cell in Store(QUICK).cells() if cell.identity.encoder == "dinov2:small"]
     return systems(cells)["dinov2:small", suite.default_adapter, suite.default_decoder, 0]
 
 
@@ -146,7 +146,7 @@ def test_seeds_are_systems_of_their_own(dinov2: list[Cell]) -> None:
 
 
 def test_committed_cells_are_whole_clean_and_anonymous() -> None:
-    store = Store(COMMITTED)
+    store = Store(QUICK)
     cells = list(store.cells())
     assert cells
     for cell in cells:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,19 +11,18 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from committed import QUICK
 from foresight_bench.cells import Cell
 from foresight_bench.pages import report_charts
 from foresight_bench.series import bars, curves
 from foresight_bench.store import Store
-
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
 def cells() -> dict[str, Cell]:
     return {
         cell.identity.experiment: cell
-        for cell in Store(COMMITTED).cells()
+        for cell in Store(QUICK).cells()
         if cell.identity.encoder == "dinov2:small"
         and cell.identity.adapter in (None, "linear")
         and cell.identity.decoder in (None, "ltx-tiny")
@@ -89,8 +87,8 @@ def test_a_curve_goes_through_its_values_and_marks_the_tap_that_gates(
     assert list(tokens.get_ydata()) == [each.value for each in curve.readings["tokens"] if each]
     assert list(tokens.get_xdata()) == [0, 1, 2, 3, 4]
     assert list(extent.get_xdata()) == pytest.approx([0.08, 1.08, 2.08, 3.08, 4.08])
-    place = q2.identity.taps.index(q2.tap)
-    assert [round(x) for x in pooled.get_xdata()] == [place]
+    assert [round(x) for x in pooled.get_xdata()] == [0, 1, 2, 3, 4]
+    assert list(pooled.get_ydata()) == [each.value for each in curve.readings["pooled"] if each]
     reach = [segment[:, 1].tolist() for segment in axes.containers[0].lines[2][0].get_segments()]
     assert np.allclose(reach, [[each.low, each.high] for each in curve.readings["tokens"] if each])
     bands = sorted((patch.get_y(), patch.get_y() + patch.get_height()) for patch in axes.patches)
@@ -99,7 +97,7 @@ def test_a_curve_goes_through_its_values_and_marks_the_tap_that_gates(
     limits = [line for line in axes.lines if (line.get_linestyle(), line.get_linewidth()) == ("--", 1.3)]
     dashed = [line.get_ydata()[0] for line in limits]
     assert dashed == [curve.gate.threshold]
-    assert verticals(figures[0])["#8c8c8c 7"] == [place]
+    assert verticals(figures[0])["#8c8c8c 7"] == [q2.identity.taps.index(q2.tap)]
     assert [text.get_text() for text in axes.get_xticklabels()] == list(curve.taps)
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
+from committed import QUICK
 from foresight_bench.cells import Cell, Estimate
 from foresight_bench.pages.report import page as written
 from foresight_bench.pages.report import picture
@@ -20,7 +21,6 @@ from foresight_bench.registry import Registry
 from foresight_bench.reporting import gather
 from foresight_bench.store import Store
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 REGISTRY = Registry.installed()
 SYSTEM = {"dinov2:small": ("linear", "ltx-tiny"), "oracle": (None, "ltx-tiny")}
 HOSTILE = "\"><img src=x onerror='alert(1)'>$x_{$<b>"
@@ -36,7 +36,7 @@ def committed() -> list[Cell]:
     """Return a run of one encoder through one adapter, with the oracle's cells."""
     cells = [
         cell
-        for cell in Store(COMMITTED).cells()
+        for cell in Store(QUICK).cells()
         if cell.identity.encoder in SYSTEM
         and cell.identity.seed == 0
         and cell.identity.adapter in (None, SYSTEM[cell.identity.encoder][0])
